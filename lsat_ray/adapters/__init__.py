@@ -1,0 +1,1 @@
+"""Specs, training, scoring, merges and the store of LoRA adapters."""

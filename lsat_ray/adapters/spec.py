@@ -1,0 +1,101 @@
+"""What an adapter is a pure function of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from lsat_ray.config import LoraSettings, PromptConfig, Recipe
+from lsat_ray.data.periods import Slice
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """A penalty that is added to the loss; its reference is the spec's initial adapter."""
+
+    kind: Literal["softmax-kl", "l2", "orthogonal"]
+    """Proximity to the initial adapter (PESO, methods.md 5)."""
+    weight: float
+    """lambda."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Over the adapted modules: `sum` as in PESO's equation, `mean` as in its code."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Earlier adapters that are added, frozen, to the one that is trained (cumulative LoRA family)."""
+
+    adapters: tuple[AdapterSpec, ...]
+    kind: Literal["sum", "sd", "orthogonal", "inf"]
+    """`sum`: normalised and added (SumLoRA); `sd`: with learned magnitudes (SD-LoRA); `orthogonal`: added with the
+    O-LoRA penalty; `inf`: added, A fixed orthogonal to earlier input subspaces (InfLoRA)."""
+    weight: float = 1.0
+    """Weight of the O-LoRA penalty."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Everything that decides an adapter's weights; its SHA-256 is the adapter's name in the store."""
+
+    backbone: str
+    """Fingerprint of the frozen model and tokenizer."""
+    data: str
+    """Fingerprint of log, windows and cut (`Periods.fingerprint`)."""
+    train: tuple[Slice, ...]
+    """Slices whose rows are trained on."""
+    validation: tuple[Slice, ...]
+    """Slices whose AUC selects the step that is kept."""
+    prompt: PromptConfig
+    lora: LoraSettings
+    recipe: Recipe
+    seed: int
+    init: AdapterSpec | None = None
+    """Adapter to start from (None: A kaiming-uniform from the seed, B zero)."""
+    keep_old: bool = False
+    """With `init`: return the initial adapter unchanged when no step beats it on the validation rows."""
+    regulariser: Regulariser | None = None
+    frozen: Frozen | None = None
+    replay: int = 0
+    """Rows drawn by reservoir sampling from all earlier periods' training rows and added to the training rows."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON, 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the spec as JSON-ready values; other specs appear by digest."""
+        tree: dict[str, Any] = {
+            "backbone": self.backbone,
+            "data": self.data,
+            "train": [list(s) for s in self.train],
+            "validation": [list(s) for s in self.validation],
+            "prompt": self.prompt.model_dump(mode="json"),
+            "lora": self.lora.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": self.seed,
+            "init": self.init.digest if self.init else None,
+            "keep_old": self.keep_old,
+            "regulariser": asdict(self.regulariser) if self.regulariser else None,
+            "frozen": None,
+            "replay": self.replay,
+        }
+        if self.frozen:
+            tree["frozen"] = {
+                "adapters": [a.digest for a in self.frozen.adapters],
+                "kind": self.frozen.kind,
+                "weight": self.frozen.weight,
+            }
+        return tree
+
+    def parents(self) -> tuple[AdapterSpec, ...]:
+        """Return the adapters that must exist before this one can be trained."""
+        return ((self.init,) if self.init else ()) + (self.frozen.adapters if self.frozen else ())
+
+    @property
+    def last_period(self) -> int:
+        """Newest period whose rows this adapter has seen, in training or in selection."""
+        return max(s.period for s in (*self.train, *self.validation))

@@ -1,0 +1,1 @@
+"""What an LLM recommender must beat."""

@@ -1,0 +1,380 @@
+"""One frozen, typed tree for an experiment: YAML in, resolved YAML out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lsat_ray.errors import LsatError
+
+
+class Node(BaseModel):
+    """A section of the tree: immutable, typed, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SyntheticConfig(Node):
+    """The embedded stream with known truth (`data/synthetic.py`)."""
+
+    users: int = Field(400, ge=2)
+    """Users over the whole stream."""
+    items: int = Field(300, ge=2)
+    """Items over the whole stream."""
+    warmup: int = Field(12000, ge=0)
+    """Samples before the first period: the nano backbone is built from them."""
+    taste: float = Field(0.3, ge=0)
+    """Standard deviation of a user's stable taste for each attribute (long-term preference)."""
+    positivity: float = Field(1.0, ge=0)
+    """Standard deviation of a user's general tendency to like."""
+    quality: float = Field(0.7, ge=0)
+    """Standard deviation of an attribute's stable quality."""
+    drift: float = Field(1.2, ge=0)
+    """Stationary standard deviation of the trend over attributes (short-term preference); 0 switches drift off."""
+    half_life: float = Field(4.0, gt=0)
+    """Periods after which half of a trend is forgotten (AR(1) with coefficient 0.5 ** (1 / half_life))."""
+    new_users: float = Field(0.3, ge=0, le=1)
+    """Share of users who arrive during the periods rather than before them."""
+    new_items: float = Field(0.3, ge=0, le=1)
+    """Share of items that arrive during the periods rather than before them."""
+    noise: float = Field(0.05, ge=0, lt=0.5)
+    """Probability that a label is flipped."""
+    seed: int = 0
+    """Seed of the stream (not of the training)."""
+
+
+class AmazonConfig(Node):
+    """Filters of the LSAT paper's Amazon-Book protocol (methods.md 0.3)."""
+
+    min_user_events: int = Field(11, ge=1)
+    """Keep users with at least that many reviews over all time."""
+    sample_users: float = Field(1.0, gt=0, le=1)
+    """Share of the kept users that is sampled (pandas `sample`, seed 0)."""
+    min_title_events: int = Field(1, ge=1)
+    """Keep rows whose title occurs at least that often among the sampled users' rows."""
+
+
+class DataConfig(Node):
+    """Which log, and how it becomes samples."""
+
+    format: Literal["synthetic", "movielens", "amazon", "recbole"] = "synthetic"
+    """Layout of the log."""
+    path: str | None = None
+    """Folder (or ratings file) of the log; `$VARIABLES` are expanded."""
+    metadata: str | None = None
+    """Amazon: the `meta_*.json[.gz]` file with the titles."""
+    positive_above: float = 3.0
+    """A rating above this is a like (methods.md 0.1)."""
+    history: int = Field(10, ge=1)
+    """Interactions in a sample's history; targets with fewer are not samples."""
+    ties: Literal["file-order", "exclude"] = "file-order"
+    """Whether a history may hold events of the target's own second (`file-order`, the paper's code) or not (`exclude`)."""
+    keep_last: int | None = Field(None, ge=1)
+    """Keep the last that many samples in time as the periods; what is before them is the backbone's."""
+    start: int | None = None
+    """Unix second: targets before it are before the first period."""
+    end: int | None = None
+    """Unix second: targets at or after it are dropped."""
+    amazon: AmazonConfig = AmazonConfig()
+    """Filters of the Amazon reader."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """Knobs of the embedded stream."""
+
+
+class PeriodsConfig(Node):
+    """How the samples are cut into periods D_1..D_T."""
+
+    cut: Literal["count", "time", "dates"] = "count"
+    """Equal count, equal time span, or at given dates."""
+    number: int = Field(20, ge=2)
+    """T, the number of periods (`count` and `time`)."""
+    dates: tuple[str, ...] = ()
+    """`dates`: ISO dates (UTC) of the T + 1 borders."""
+    validation: float = Field(0.1, gt=0, lt=1)
+    """Share of a period's rows, the last in time, that is its validation split V_t."""
+
+
+class NanoConfig(Node):
+    """The small LLaMA that is built from the log before the first period."""
+
+    hidden: int = Field(64, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(2, ge=1)
+    """Decoder layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads."""
+    vocabulary: int = Field(512, ge=300)
+    """Tokens of the byte-level BPE."""
+    context: int = Field(1024, ge=64)
+    """Longest sequence of positions."""
+    epochs: float = Field(2.0, ge=0)
+    """Passes over the samples before the first period."""
+    rows: int | None = Field(None, ge=1)
+    """Use only the last that many of them (all when null)."""
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate of AdamW (linear decay)."""
+    batch_size: int = Field(64, ge=1)
+    """Samples a step."""
+    seed: int = 0
+    """Seed of weights and order."""
+
+
+class BackboneConfig(Node):
+    """The frozen language model."""
+
+    path: str = "nano"
+    """`nano`, a folder in Hugging Face format, or a hub name."""
+    revision: str | None = None
+    """Commit of a hub model: name one, so that the run can be repeated."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights; adapters stay float32."""
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`."""
+    attention: str = "sdpa"
+    """transformers' `attn_implementation`."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Quantise the frozen weights with bitsandbytes (GPU)."""
+    nano: NanoConfig = NanoConfig()
+    """Shape and training of the nano backbone."""
+
+
+class PromptConfig(Node):
+    """The TALLRec prompt and its layout."""
+
+    item_word: str = "movie"
+    """What the prompt calls an item (`movie`, `book`)."""
+    max_tokens: int = Field(512, ge=32)
+    """Longest prompt; the oldest history goes first when a prompt is longer."""
+    layout: Literal["exact", "shared-history", "stream"] = "exact"
+    """`exact`: one prompt a target; the others share a history among targets."""
+    targets: int = Field(8, ge=1)
+    """Targets that share a sequence (`shared-history`, `stream`)."""
+
+
+class LoraSettings(Node):
+    """Shape of the adapters (methods.md 1b)."""
+
+    rank: int = Field(8, ge=1)
+    """Rank r of the update."""
+    alpha: float = Field(16.0, gt=0)
+    """The update is scaled by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear modules that are adapted."""
+
+
+class Recipe(Node):
+    """How an adapter is fitted; part of its identity."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of AdamW, constant after the warm-up."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    batch_size: int = Field(128, ge=1)
+    """Targets a step over all workers."""
+    epochs: int = Field(4, ge=1)
+    """Most passes over the data."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between validations (null: once an epoch)."""
+    patience: int = Field(2, ge=1)
+    """Validations without a better AUC after which training stops."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class EngineConfig(Node):
+    """Where and how adapters are trained; not part of their identity."""
+
+    kind: Literal["torch", "deepspeed"] = "deepspeed"
+    """Plain torch in one process, or Ray Train with DeepSpeed."""
+    zero: Literal[0, 1, 2, 3, "auto"] = 1
+    """ZeRO stage; `auto` chooses by a memory estimate and prints why."""
+    sessions: int = Field(1, ge=1)
+    """Training sessions at once, each with its own workers."""
+    workers: int = Field(2, ge=1)
+    """Workers a session."""
+    gpus: float = Field(0, ge=0)
+    """GPUs a worker."""
+    threads: int = Field(1, ge=1)
+    """CPU threads a worker."""
+    micro_batches: int = Field(1, ge=1)
+    """Pieces into which a worker's share of a batch is cut (gradient accumulation)."""
+    batch_tokens: int = Field(16384, ge=64)
+    """Most tokens, padding included, in one forward pass without gradients."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    compile: bool = False
+    """`torch.compile` the backbone."""
+    max_failures: int = Field(3, ge=0)
+    """Times a session is restarted after a worker died."""
+
+
+class SearchConfig(Node):
+    """The search of alpha and lambda on V_t."""
+
+    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Weights of the long-term adapter that are tried; the first best wins."""
+    space: Literal["probability", "logit"] = "probability"
+    """What an output ensemble averages."""
+
+
+class ServeConfig(Node):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address of the HTTP proxy."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port of the HTTP proxy."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model."""
+    gpus: float = Field(0, ge=0)
+    """GPUs a replica."""
+    threads: int = Field(1, ge=1)
+    """CPU threads a replica."""
+    max_batch: int = Field(64, ge=1)
+    """Requests in one forward pass."""
+    batch_wait_s: float = Field(0.003, ge=0)
+    """Seconds a request waits for company."""
+    token_env: str | None = None
+    """Environment variable with the bearer token that `/score` and `/model` ask for (null: none asked)."""
+    keep: bool = False
+    """Keep serving after the replay has ended."""
+
+
+class ReplayConfig(Node):
+    """The stream."""
+
+    first_test: int | None = Field(None, ge=2)
+    """First period that is tested on (null: m + 1)."""
+    lookahead: int = Field(2, ge=1)
+    """Most periods that the replayer holds ahead of the consumer."""
+    long_periods: int = Field(10, ge=1)
+    """m: the long-term adapter is fit on D_1..D_m and then held."""
+
+
+STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
+
+
+class Experiment(Node):
+    """One experiment."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder under the runs directory."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of the adapters."""
+    strategies: tuple[str, ...] = STRATEGIES
+    """Update strategies that are compared (`strategies/__init__.py`)."""
+    data: DataConfig = DataConfig()
+    periods: PeriodsConfig = PeriodsConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    prompt: PromptConfig = PromptConfig()
+    lora: LoraSettings = LoraSettings()
+    recipe: Recipe = Recipe()
+    engine: EngineConfig = EngineConfig()
+    search: SearchConfig = SearchConfig()
+    serve: ServeConfig = ServeConfig()
+    replay: ReplayConfig = ReplayConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.data.format != "synthetic" and not self.data.path:
+            raise ValueError(f"data.path: missing; format {self.data.format!r} reads a log, say where it lies")
+        periods = len(self.periods.dates) - 1 if self.periods.cut == "dates" else self.periods.number
+        if self.first_test > periods:
+            raise ValueError(
+                f"replay.first_test: {self.first_test} is past the last period {periods}; "
+                "lower replay.long_periods or replay.first_test, or cut more periods"
+            )
+        return self
+
+    @property
+    def first_test(self) -> int:
+        """First period (1-based) that is tested on."""
+        return self.replay.first_test or self.replay.long_periods + 1
+
+    def to_yaml(self) -> str:
+        """Return the resolved tree as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), name: str | None = None) -> Experiment:
+    """Read one experiment.
+
+    Args:
+        path: YAML file, or None for the embedded default.
+        overrides: `section.key=value` pairs, the value in YAML syntax.
+        name: replaces the experiment's name; without either it is the file's stem.
+
+    Raises:
+        LsatError: naming file, key and remedy.
+    """
+    source = str(path) if path else "defaults"
+    tree: dict[str, Any] = {}
+    if path:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise LsatError(f"{path}: no such config; shipped ones lie in jobs/configs/") from error
+        except yaml.YAMLError as error:
+            raise LsatError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise LsatError(f"{path}: expected `key: value` sections at the top, found {type(loaded).__name__}")
+        tree = loaded or {}
+        tree.setdefault("name", Path(path).stem)
+    for override in overrides:
+        _override(tree, override)
+    if name:
+        tree["name"] = name
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise LsatError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def expand(path: str) -> Path:
+    """Expand `~` and `$VARIABLES`; an unset variable is an error that names it."""
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if "$" in expanded:
+        raise LsatError(f"data.path: {path}: the environment variable in it is not set; export it or give the folder")
+    return Path(expanded)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise LsatError(f"--set {override}: expected section.key=value, as in --set recipe.lr=0.001")
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise LsatError(f"--set {override}: `{parent}` is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LsatError(f"--set {override}: the value is not YAML; quote it") from error
+
+
+def _explain(error: Any) -> str:
+    """Turn one pydantic error into `key: what; remedy`."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        model: Any = Experiment
+        for part in error["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return f"key `{key}` is unknown; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if not key else f" (given {error.get('input')!r})"
+    return f"key `{key}`: {message}{given}" if key else message

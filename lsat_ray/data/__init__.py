@@ -1,0 +1,1 @@
+"""Logs, readers, windows, periods and the synthetic stream."""

@@ -1,0 +1,120 @@
+"""Cuts of the samples into periods D_1..D_T, and the 90/10 split inside a period (methods.md 0.2-0.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.data.interactions import Interactions
+from lsat_ray.data.windows import Samples, concatenate, windows
+from lsat_ray.errors import LsatError
+
+Part = Literal["train", "validation", "all"]
+
+
+class Slice(NamedTuple):
+    """Rows of one period: `train` (T_t), `validation` (V_t) or `all` (D_t)."""
+
+    period: int
+    """t, 1-based as in the paper."""
+    part: Part
+
+
+@dataclass(frozen=True)
+class Periods:
+    """The samples, and where each period begins and ends.
+
+    Period t (1-based) is rows `borders[t - 1]` to `borders[t]` of `samples`; rows before `borders[0]` are the warm-up,
+    which only the backbone and the naive statistics may see.
+    """
+
+    samples: Samples
+    titles: tuple[str, ...]
+    """Title of every item."""
+    borders: tuple[int, ...]
+    """T + 1 positions in `samples`."""
+    validation: float = 0.1
+    """Share of a period's last rows that is V_t."""
+    fingerprint: str = ""
+    """SHA-256 of log, windows and cut."""
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return len(self.borders) - 1
+
+    def span(self, period: int, part: Part = "all") -> slice:
+        """Return the positions of D_t, T_t or V_t; T_t is the first `floor((1 - validation) * rows)` rows."""
+        if not 1 <= period <= self.count:
+            raise LsatError(f"periods: there is no period {period}; they run from 1 to {self.count}")
+        start, stop = self.borders[period - 1], self.borders[period]
+        middle = start + int((stop - start) * (1 - self.validation) + 1e-9)
+        return {"train": slice(start, middle), "validation": slice(middle, stop), "all": slice(start, stop)}[part]
+
+    def rows(self, period: int, part: Part = "all") -> Samples:
+        """Return the samples of D_t, T_t or V_t."""
+        return self.samples.take(self.span(period, part))
+
+    def select(self, slices: Iterable[Slice]) -> Samples:
+        """Return the samples of several slices, in the order given."""
+        return concatenate([self.rows(s.period, s.part) for s in slices])
+
+    def warmup(self) -> Samples:
+        """Return the samples before the first period."""
+        return self.samples.take(slice(0, self.borders[0]))
+
+
+def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
+    """Make the samples of a log and cut them into periods.
+
+    Raises:
+        LsatError: when a period would be empty or too small to split.
+    """
+    samples = windows(log, data.history, data.ties)
+    if data.end is not None:
+        samples = samples.take(samples.timestamp < data.end)
+    n = len(samples)
+    first = 0
+    if data.start is not None:
+        first = int(np.searchsorted(samples.timestamp, data.start, side="left"))
+    if data.keep_last is not None:
+        if data.keep_last > n - first:
+            raise LsatError(f"data.keep_last: {data.keep_last} samples asked for, the log has {n - first}; lower it")
+        first = n - data.keep_last
+    borders = _borders(samples.timestamp, first, periods, data.start, data.end)
+    for t, (start, stop) in enumerate(zip(borders, borders[1:], strict=False), start=1):
+        if stop - start < 2:
+            raise LsatError(f"periods: period {t} has {stop - start} samples; cut fewer or longer periods")
+    digest = hashlib.sha256(log.fingerprint().encode())
+    digest.update(repr((data.history, data.ties, data.positive_above, n, borders, periods.validation)).encode())
+    return Periods(samples, log.titles, tuple(borders), periods.validation, digest.hexdigest())
+
+
+def _borders(
+    timestamp: np.ndarray, first: int, periods: PeriodsConfig, start: int | None, end: int | None
+) -> list[int]:
+    n = len(timestamp)
+    if periods.cut == "count":
+        if n - first < 2 * periods.number:
+            raise LsatError(f"periods.number: {n - first} samples cannot make {periods.number} periods; lower it")
+        return [first + (n - first) * t // periods.number for t in range(periods.number + 1)]
+    if periods.cut == "time":
+        low = int(timestamp[first]) if start is None else start
+        high = int(timestamp[-1]) + 1 if end is None else end
+        edges = [low + (high - low) * t / periods.number for t in range(periods.number + 1)]
+    else:
+        if len(periods.dates) < 3:
+            raise LsatError("periods.dates: at least three ISO dates are needed, the borders of two periods")
+        try:
+            edges = [datetime.fromisoformat(d).replace(tzinfo=UTC).timestamp() for d in periods.dates]
+        except ValueError as error:
+            raise LsatError(f"periods.dates: {error}; write them as 2014-03-01") from error
+        if edges != sorted(set(edges)):
+            raise LsatError("periods.dates: the dates must increase")
+    return [first + int(b) for b in np.searchsorted(timestamp[first:], edges, side="left")]

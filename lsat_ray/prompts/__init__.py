@@ -1,0 +1,1 @@
+"""Prompts, answer tokens, layouts and encoded batches."""

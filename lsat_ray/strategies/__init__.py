@@ -1,0 +1,1 @@
+"""Update strategies: rules that name adapters and a merge."""

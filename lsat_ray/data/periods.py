@@ -87,6 +87,8 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
         if data.keep_last > n - first:
             raise LsatError(f"data.keep_last: {data.keep_last} samples asked for, the log has {n - first}; lower it")
         first = n - data.keep_last
+    elif data.format == "synthetic" and data.start is None:
+        first = min(data.synthetic.warmup, n)
     borders = _borders(samples.timestamp, first, periods, data.start, data.end)
     for t, (start, stop) in enumerate(zip(borders, borders[1:], strict=False), start=1):
         if stop - start < 2:

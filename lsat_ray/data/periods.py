@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,7 +91,7 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     elif data.format == "synthetic" and data.start is None:
         first = min(data.synthetic.warmup, n)
     borders = _borders(samples.timestamp, first, periods, data.start, data.end)
-    for t, (start, stop) in enumerate(zip(borders, borders[1:], strict=False), start=1):
+    for t, (start, stop) in enumerate(itertools.pairwise(borders), start=1):
         if stop - start < 2:
             raise LsatError(f"periods: period {t} has {stop - start} samples; cut fewer or longer periods")
     digest = hashlib.sha256(log.fingerprint().encode())

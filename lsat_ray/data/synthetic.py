@@ -31,7 +31,7 @@ def generate(config: SyntheticConfig, periods: int, samples: int, history: int) 
     """Draw the stream: `config.warmup` samples, then `samples` samples in `periods` periods of equal count.
 
     A user who arrives has `history` events at once, which are nobody's targets; every later event is one sample. So
-    `windows` makes exactly `config.warmup + samples` samples. A user meets an item once as long as there are unmet ones.
+    `windows` makes exactly `config.warmup + samples` samples. A user meets an item once while there are unmet ones.
 
     Args:
         config: knobs; `config.seed` fixes the stream.

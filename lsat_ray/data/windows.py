@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class Samples:
     def take(self, index: np.ndarray | slice) -> Samples:
         """Return the samples at `index` (positions, mask or slice)."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Samples(**{k: None if v is None else v[index] for k, v in columns.items()})
+        taken: dict[str, Any] = {k: None if v is None else v[index] for k, v in columns.items()}
+        return Samples(**taken)
 
 
 def concatenate(parts: list[Samples]) -> Samples:
@@ -50,8 +52,9 @@ def concatenate(parts: list[Samples]) -> Samples:
     if not parts:
         raise LsatError("samples: nothing to concatenate")
     names = [f.name for f in fields(Samples)]
-    columns = {n: [getattr(p, n) for p in parts] for n in names}
-    return Samples(**{n: None if any(c is None for c in v) else np.concatenate(v) for n, v in columns.items()})
+    columns: dict[str, list[Any]] = {n: [getattr(p, n) for p in parts] for n in names}
+    joined: dict[str, Any] = {n: None if any(c is None for c in v) else np.concatenate(v) for n, v in columns.items()}
+    return Samples(**joined)
 
 
 def windows(log: Interactions, history: int = 10, ties: str = "file-order") -> Samples:

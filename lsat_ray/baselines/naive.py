@@ -1,0 +1,78 @@
+"""What a user would try before any model: the share of likes in the history, the item's like rate, their sum.
+
+All are prequential: the score of a sample uses earlier samples only.
+
+    like-share(n)            = likes in n's history / H
+    item-rate(n)             = (likes_i + 1 + 3 b) / (count_i + 2 + 3)
+    like-share+item-rate(n)  = the sum of the two
+
+where likes_i and count_i are over the earlier samples with n's item as the target (one like in two observations, then
+three more at the base rate), and b is the like rate of the samples before the first period.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lsat_ray.data.windows import Samples
+from lsat_ray.errors import LsatError
+
+LIKE_SHARE = "like-share"
+ITEM_RATE = "item-rate"
+SUM = "like-share+item-rate"
+NAMES = (LIKE_SHARE, ITEM_RATE, SUM)
+"""Rows of the results table, in this order."""
+
+BASE_WEIGHT = 3.0
+"""Samples at the base rate that every item starts with."""
+
+
+def naive_scores(samples: Samples, warmup: int) -> dict[str, np.ndarray]:
+    """Score the whole ordered table of samples.
+
+    Args:
+        samples: all samples of the stream [N], in order.
+        warmup: rows before the first period (`Periods.borders[0]`); the base rate is theirs (0.5 without any).
+
+    Returns:
+        Name -> float64 [N].
+
+    Raises:
+        LsatError: when `warmup` is not a number of rows.
+    """
+    if not 0 <= warmup <= len(samples):
+        raise LsatError(f"naive: a warm-up of {warmup} rows is not within the {len(samples)} samples; pass borders[0]")
+    share = samples.history_label.mean(axis=1, dtype=np.float64)
+    rate = _item_rate(samples.item, samples.label, _base_rate(samples.label, warmup))
+    return {LIKE_SHARE: share, ITEM_RATE: rate, SUM: share + rate}
+
+
+def oracle_score(samples: Samples) -> np.ndarray:
+    """Return the true P(like) [N] of a synthetic stream: no score can reach a better AUC in expectation.
+
+    Raises:
+        LsatError: when the log is real and its truth unknown.
+    """
+    if samples.probability is None:
+        raise LsatError("oracle: the true probability is known for data.format synthetic only; drop the oracle row")
+    return samples.probability
+
+
+def _base_rate(label: np.ndarray, warmup: int) -> np.ndarray:
+    """Return for every row the like rate of the warm-up rows before it [N]."""
+    rows = np.minimum(np.arange(len(label)), warmup)
+    likes = np.r_[0.0, np.cumsum(label, dtype=np.float64)][rows]
+    return np.where(rows > 0, likes / np.maximum(rows, 1), 0.5)
+
+
+def _item_rate(item: np.ndarray, label: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Return the smoothed like rate of every row's item over earlier rows [N]."""
+    order = np.argsort(item, kind="stable")
+    sorted_item = item[order]
+    position = np.arange(len(order))
+    start = np.searchsorted(sorted_item, sorted_item, side="left")  # where this item's run begins
+    likes_before = np.r_[0.0, np.cumsum(label[order], dtype=np.float64)]
+    likes, count = np.empty(len(order)), np.empty(len(order))
+    likes[order] = likes_before[position] - likes_before[start]
+    count[order] = position - start
+    return (likes + 1 + BASE_WEIGHT * base) / (count + 2 + BASE_WEIGHT)

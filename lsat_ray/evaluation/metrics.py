@@ -1,0 +1,127 @@
+"""What a strategy's scores on one period are worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import log_loss
+
+from lsat_ray.errors import LsatError
+from lsat_ray.evaluation import delong
+
+CLIP = 1e-7
+"""Probabilities are kept that far from 0 and 1 in the log-loss: about the resolution of a float32 score."""
+
+FIELDS = ("auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives")
+"""Keys of `summarise`, in the order of `metrics.parquet`."""
+
+
+def summarise(labels: np.ndarray, scores: np.ndarray, probability: bool = True) -> dict[str, Any]:
+    """Return the metrics of one strategy on one period (methods.md 0.1).
+
+    Args:
+        labels: [N], 0 or 1.
+        scores: [N], higher for a likelier like.
+        probability: whether scores are P(like); without it log-loss and accuracy mean nothing and are NaN.
+
+    Returns:
+        auc, auc_low, auc_high (95 % DeLong), log_loss (of the probabilities, in nats; the reference code takes it of
+        thresholded 0/1 predictions), accuracy at 0.5, rows, positives. AUC is NaN where a class is missing.
+
+    Raises:
+        LsatError: on unequal lengths, scores that are not finite, labels besides 0 and 1, probabilities outside [0, 1].
+    """
+    truth, values = _checked(labels, scores, probability)
+    result: dict[str, Any] = dict.fromkeys(FIELDS, float("nan"))
+    result |= {"rows": len(truth), "positives": int(truth.sum())}
+    if len(truth) == 0:
+        return result
+    auc = delong.interval(truth, values)
+    result |= {"auc": auc.auc, "auc_low": auc.low, "auc_high": auc.high}
+    if probability:
+        result["log_loss"] = float(log_loss(truth, np.clip(values, CLIP, 1 - CLIP), labels=[0, 1]))
+        result["accuracy"] = float(((values >= 0.5) == truth.astype(bool)).mean())
+    return result
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the AUC over all rows, NaN where a class is missing (or there is no row)."""
+    truth, values = _checked(labels, scores, probability=False)
+    if len(truth) == 0 or truth.all() or not truth.any():
+        return float("nan")
+    return float(delong.placements(truth, values)[0].mean())
+
+
+def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the AUC inside each user.
+
+    Args:
+        labels: [N].
+        scores: [N].
+        users: [N].
+
+    Returns:
+        users [U], AUC [U] (NaN where the user has one class only) and rows [U].
+    """
+    truth, values = _checked(labels, scores, probability=False)
+    if len(users) != len(truth):
+        raise LsatError(f"metrics: {len(users)} users for {len(truth)} labels")
+    if len(truth) == 0:
+        return np.asarray(users)[:0], np.empty(0), np.empty(0, dtype=np.int64)
+    names, user = np.unique(users, return_inverse=True)
+    order = np.lexsort((values, user))
+    user, truth, values = user[order], truth[order].astype(np.float64), values[order]
+    # Midranks within a user: the mean position of each run of equal scores, less where the user begins.
+    run = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (values[1:] != values[:-1])])
+    length = np.diff(np.r_[run, len(user)])
+    begin = np.searchsorted(user, np.arange(len(names)))
+    midrank = np.repeat(run + (length + 1) / 2, length) - begin[user]
+    rows = np.bincount(user)
+    positive = np.bincount(user, truth)
+    ranks = np.bincount(user, midrank * truth)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = (ranks - positive * (positive + 1) / 2) / (positive * (rows - positive))
+    return names, result, rows
+
+
+def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
+    """Return the mean of the users' AUCs weighted by their rows, over users with both classes."""
+    _, values, rows = user_aucs(labels, scores, users)
+    known = np.isfinite(values)
+    return float(np.average(values[known], weights=rows[known])) if known.any() else float("nan")
+
+
+def uauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
+    """Return the plain mean of the users' AUCs, over users with both classes."""
+    _, values, _ = user_aucs(labels, scores, users)
+    known = np.isfinite(values)
+    return float(values[known].mean()) if known.any() else float("nan")
+
+
+def ece(labels: np.ndarray, scores: np.ndarray, bins: int = 10) -> float:
+    """Return the expected calibration error: mean |observed - predicted| over equal-width bins, weighted by rows."""
+    truth, values = _checked(labels, scores, probability=True)
+    if len(truth) == 0:
+        return float("nan")
+    index = np.minimum((values * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(index, truth, minlength=bins) - np.bincount(index, values, minlength=bins)
+    return float(np.abs(gap).sum() / len(truth))
+
+
+def _checked(labels: np.ndarray, scores: np.ndarray, probability: bool) -> tuple[np.ndarray, np.ndarray]:
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != values.shape:
+        raise LsatError(f"metrics: labels {truth.shape} and scores {values.shape}; give one score a label")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise LsatError(f"metrics: row {row}: score {values[row]} is not finite; every scored row must have a score")
+    if not np.isin(truth, (0, 1)).all():
+        row = int(np.flatnonzero(~np.isin(truth, (0, 1)))[0])
+        raise LsatError(f"metrics: row {row}: label {truth[row]} is neither 0 nor 1")
+    if probability and len(values) and (values.min() < 0 or values.max() > 1):
+        row = int(np.flatnonzero((values < 0) | (values > 1))[0])
+        raise LsatError(
+            f"metrics: row {row}: {values[row]:.6g} is no probability; pass probability=False for plain scores"
+        )
+    return truth.astype(np.int64), values

@@ -1,0 +1,103 @@
+"""The metrics of one period."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from lsat_ray.errors import LsatError
+from lsat_ray.evaluation import metrics
+
+LABELS = np.array([0, 1, 1, 0, 1, 0])
+SCORES = np.array([0.2, 0.7, 0.4, 0.4, 0.9, 0.6])
+
+
+def test_summarise_agrees_with_scikit_learn_and_keeps_the_columns_of_metrics_parquet():
+    result = metrics.summarise(LABELS, SCORES)
+    assert tuple(result) == ("auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives")
+    assert result["auc"] == pytest.approx(roc_auc_score(LABELS, SCORES))
+    assert result["auc_low"] < result["auc"] < result["auc_high"]
+    assert result["log_loss"] == pytest.approx(log_loss(LABELS, SCORES))
+    assert result["accuracy"] == pytest.approx(4 / 6)
+    assert (result["rows"], result["positives"]) == (6, 3)
+
+
+def test_log_loss_is_of_probabilities_and_not_of_decisions():
+    """The reference code's log-loss is of 0/1 predictions: it could not tell .51 from .99."""
+    sure = metrics.summarise(LABELS, np.where(LABELS == 1, 0.99, 0.01))["log_loss"]
+    unsure = metrics.summarise(LABELS, np.where(LABELS == 1, 0.51, 0.49))["log_loss"]
+    assert sure < 0.02 < 0.6 < unsure
+
+
+def test_log_loss_of_a_certain_mistake_is_finite():
+    assert metrics.summarise(np.array([0, 1]), np.array([1.0, 1.0]))["log_loss"] == pytest.approx(
+        -np.log(metrics.CLIP) / 2, rel=1e-3
+    )
+
+
+def test_scores_that_are_no_probabilities_have_an_auc_only():
+    result = metrics.summarise(LABELS, SCORES * 7 - 3, probability=False)
+    assert result["auc"] == pytest.approx(roc_auc_score(LABELS, SCORES))
+    assert np.isnan(result["log_loss"])
+    assert np.isnan(result["accuracy"])
+    with pytest.raises(LsatError, match=r"row 0: -1\.6 is no probability"):
+        metrics.summarise(LABELS, SCORES * 7 - 3)
+
+
+@pytest.mark.parametrize("labels", [np.ones(4), np.zeros(4)])
+def test_one_class_has_nan_auc_and_the_rest(labels):
+    result = metrics.summarise(labels, np.full(4, 0.6))
+    assert np.isnan([result["auc"], result["auc_low"], result["auc_high"]]).all()
+    assert result["log_loss"] > 0
+    assert result["accuracy"] == labels[0]
+
+
+def test_no_rows_are_no_crash():
+    result = metrics.summarise(np.array([]), np.array([]))
+    assert result["rows"] == 0
+    assert np.isnan(result["auc"])
+    assert np.isnan(metrics.auc(np.array([]), np.array([])))
+    assert np.isnan(metrics.ece(np.array([]), np.array([])))
+    assert np.isnan(metrics.gauc(np.array([]), np.array([]), np.array([])))
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0.5], "one score a label"),
+        ([0, 1], [0.5, np.nan], "row 1: score nan"),
+        ([0, 2], [0.5, 0.5], "row 1: label 2"),
+    ],
+)
+def test_bad_input_names_the_row(labels, scores, message):
+    with pytest.raises(LsatError, match=message):
+        metrics.summarise(np.array(labels), np.array(scores))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=60))
+def test_user_aucs_equal_scikit_learn_user_by_user(rows):
+    user, label, score = (np.array(c) for c in zip(*rows, strict=True))
+    names, values, counts = metrics.user_aucs(label, score, user)
+    assert names.tolist() == sorted(set(user.tolist()))
+    for name, value, count in zip(names, values, counts, strict=True):
+        mine = user == name
+        assert count == mine.sum()
+        if len(set(label[mine])) == 2:
+            assert value == pytest.approx(roc_auc_score(label[mine], score[mine]))
+        else:
+            assert np.isnan(value)
+
+
+def test_gauc_weights_by_rows_and_uauc_does_not():
+    user = np.array([0, 0, 1, 1, 1, 1, 2])
+    label = np.array([0, 1, 1, 0, 0, 0, 1])
+    score = np.array([0.1, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5])  # user 0: AUC 1, user 1: AUC 0, user 2: one class
+    assert metrics.gauc(label, score, user) == pytest.approx(2 / 6)
+    assert metrics.uauc(label, score, user) == pytest.approx(1 / 2)
+
+
+def test_ece_is_the_mean_gap_between_said_and_seen():
+    label = np.r_[np.ones(8), np.zeros(2), np.ones(1), np.zeros(9)]
+    assert metrics.ece(label, np.r_[np.full(10, 0.8), np.full(10, 0.1)]) == pytest.approx(0)
+    assert metrics.ece(label, np.r_[np.full(10, 1.0), np.full(10, 0.1)]) == pytest.approx(0.1)

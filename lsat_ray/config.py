@@ -73,7 +73,7 @@ class DataConfig(Node):
     history: int = Field(10, ge=1)
     """Interactions in a sample's history; targets with fewer are not samples."""
     ties: Literal["file-order", "exclude"] = "file-order"
-    """Whether a history may hold events of the target's own second (`file-order`, the paper's code) or not (`exclude`)."""
+    """Whether a history may hold events of the target's own second (`file-order`, as in the paper's code) or not."""
     keep_last: int | None = Field(None, ge=1)
     """Keep the last that many samples in time as the periods; what is before them is the backbone's."""
     start: int | None = None
@@ -108,7 +108,7 @@ class NanoConfig(Node):
     """Decoder layers."""
     heads: int = Field(4, ge=1)
     """Attention heads."""
-    vocabulary: int = Field(512, ge=300)
+    vocabulary: int = Field(768, ge=300)
     """Tokens of the byte-level BPE."""
     context: int = Field(1024, ge=64)
     """Longest sequence of positions."""

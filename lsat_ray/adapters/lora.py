@@ -1,0 +1,154 @@
+"""LoRA adapters in memory, and the frozen backbone that wears them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from lsat_ray.backbone.forward import hidden_states
+from lsat_ray.backbone.load import Backbone
+from lsat_ray.config import LoraSettings
+from lsat_ray.errors import LsatError
+from lsat_ray.prompts.batch import Batch
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights: every adapted module's update is `scale * B @ A`."""
+
+    state: dict[str, torch.Tensor]
+    """PEFT's names (`base_model.model....lora_A.weight`) to float32 CPU tensors; A is [r, in], B is [out, r]."""
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    def modules(self) -> list[str]:
+        """Return the adapted modules' names, sorted."""
+        return sorted(k.removesuffix(".lora_A.weight") for k in self.state if k.endswith(".lora_A.weight"))
+
+    def pair(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (A [r, in], B [out, r]) of a module."""
+        return self.state[f"{module}.lora_A.weight"], self.state[f"{module}.lora_B.weight"]
+
+    def delta(self, module: str) -> torch.Tensor:
+        """Return the update `scale * B @ A` of a module, [out, in]."""
+        a, b = self.pair(module)
+        return self.scale * (b @ a)
+
+
+class AdaptedBackbone(nn.Module):
+    """A frozen backbone with LoRA slots; calling it gives the two answer logits of each target of a batch."""
+
+    def __init__(self, backbone: Backbone, lora: LoraSettings, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.lora = lora
+        self.checkpointing = checkpointing
+        self.config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            self.peft = get_peft_model(backbone.model, self.config, adapter_name="slot")
+        except ValueError as error:
+            raise LsatError(
+                f"lora.targets: {' '.join(str(error).split())[:200]}; name linear modules of the backbone"
+            ) from error
+        self._wide: dict[int, str] = {lora.rank: "slot"}
+        self._decoder = [self.peft.get_base_model().get_decoder()]  # in a list: not a second registration
+        self.register_buffer("head", backbone.head, persistent=False)
+        self.register_buffer("head_bias", backbone.bias, persistent=False)
+        if checkpointing:
+            self.peft.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the backbone."""
+        return self.head.device  # type: ignore[return-value]
+
+    def slot_parameters(self, slot: str = "slot") -> dict[str, nn.Parameter]:
+        """Return a slot's LoRA weights by PEFT's file names, in the model's order."""
+        mark = f".{slot}.weight"
+        found = {}
+        for name, parameter in self.peft.named_parameters():
+            if name.endswith(mark) and ".lora_" in name:
+                found[name.removesuffix(mark) + ".weight"] = parameter
+        return found
+
+    def reset(self, seed: int) -> None:
+        """Initialise the training slot: A kaiming-uniform from the seed alone, B zero (methods.md 1b)."""
+        generator = torch.Generator().manual_seed(seed)
+        self.use_slot("slot", self.lora.alpha / self.lora.rank)
+        with torch.no_grad():
+            for name, parameter in self.slot_parameters().items():
+                if ".lora_A." in name:
+                    bound = math.sqrt(1.0 / parameter.shape[1])  # kaiming_uniform_ with a = sqrt(5)
+                    values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+                    parameter.copy_(values)
+                else:
+                    parameter.zero_()
+
+    def wear(self, adapter: Adapter) -> None:
+        """Copy an adapter into the slot of its rank and switch to it.
+
+        Raises:
+            LsatError: when its modules are not this backbone's.
+        """
+        slot = self._wide.get(adapter.rank)
+        if slot is None:
+            slot = self._wide[adapter.rank] = f"rank{adapter.rank}"
+            wide = LoraConfig(**{**self.config.to_dict(), "r": adapter.rank, "lora_alpha": adapter.rank})
+            self.peft.add_adapter(slot, wide)
+        own = self.slot_parameters(slot)
+        if own.keys() != adapter.state.keys():
+            odd = sorted(own.keys() ^ adapter.state.keys())[0]
+            raise LsatError(
+                f"adapter: its modules are not the backbone's ({odd} is on one side only); check lora.targets"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(adapter.state[name])
+        self.use_slot(slot, adapter.scale)
+
+    def use_slot(self, slot: str, scale: float) -> None:
+        """Make a slot the only active one, its update scaled by `scale`."""
+        if self.peft.active_adapter != slot:
+            self.peft.set_adapter(slot)
+        for module in self.peft.modules():
+            if isinstance(module, LoraLayer) and slot in module.scaling:
+                module.scaling[slot] = scale
+
+    def snapshot(self) -> Adapter:
+        """Return a copy of the training slot."""
+        state = {k: v.detach().float().cpu().clone() for k, v in self.slot_parameters().items()}
+        return Adapter(state, self.lora.rank, self.lora.alpha)
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Switch all adapters off: the frozen backbone."""
+        with self.peft.disable_adapter():
+            yield
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2].
+
+        Two rows of the head are used and no vocabulary-wide softmax is taken.
+        """
+        hidden = hidden_states(self._decoder[0], batch, share_prefix=not self.checkpointing)
+        read = hidden[batch.answer[:, 0], batch.answer[:, 1]].float()
+        return read @ self.head.T + self.head_bias  # type: ignore[operator]

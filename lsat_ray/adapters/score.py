@@ -1,0 +1,70 @@
+"""Score samples with an adapter: the margin l_Yes - l_No of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.prompts.batch import Batch, Encoded, collate, token_budget_batches
+
+
+def margins(
+    logits: Callable[[Batch], torch.Tensor],
+    encoded: Encoded,
+    device: torch.device | str,
+    batch_tokens: int = 16384,
+    sequences: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (index int64 [M], margin float32 [M]) of the targets of some sequences (all when None).
+
+    Args:
+        logits: batch -> float [N, 2], logits of (No, Yes).
+        encoded: the sequences.
+        device: where the batches go.
+        batch_tokens: most padded tokens in a pass.
+        sequences: which of them, for a worker's share.
+    """
+    indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    with torch.no_grad():
+        for group in token_budget_batches(encoded, batch_tokens, sequences):
+            batch = collate(encoded, group).to(device)
+            pair = logits(batch)
+            values.append((pair[:, 1] - pair[:, 0]).float().cpu().numpy())
+            indices.append(batch.index)
+    return np.concatenate(indices), np.concatenate(values)
+
+
+def score(model: AdaptedBackbone, adapter: Adapter | None, encoded: Encoded, batch_tokens: int = 16384) -> np.ndarray:
+    """Return float32 [N], l_Yes - l_No of every target in the order of `encoded.row`; None is the frozen backbone."""
+    model.eval()
+    if adapter is None:
+        with model.bare():
+            index, value = margins(model, encoded, model.device, batch_tokens)
+    else:
+        model.wear(adapter)
+        index, value = margins(model, encoded, model.device, batch_tokens)
+    out = np.empty(len(index), dtype=np.float32)
+    out[index] = value
+    return out
+
+
+def probability(margin: np.ndarray) -> np.ndarray:
+    """Return P(Yes) among {Yes, No}: the sigmoid of the margin, float64."""
+    return 1.0 / (1.0 + np.exp(-np.asarray(margin, dtype=np.float64)))
+
+
+def ensemble(margin: Sequence[np.ndarray], weight: Sequence[float], space: str = "probability") -> np.ndarray:
+    """Return the scores of an output ensemble (LSAT equation 3), in (0, 1).
+
+    Args:
+        margin: one [N] array a member, aligned row by row.
+        weight: the members' weights, summing to 1.
+        space: average P(Yes) (`probability`) or the margins (`logit`).
+    """
+    members = [np.asarray(m, dtype=np.float64) for m in margin]
+    if space == "logit":
+        return probability(np.sum([w * m for w, m in zip(weight, members, strict=True)], axis=0))
+    return np.asarray(np.sum([w * probability(m) for w, m in zip(weight, members, strict=True)], axis=0))

@@ -1,0 +1,142 @@
+"""The content-addressed store of adapters: PEFT's folder format plus a manifest of digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lsat_ray.adapters.lora import Adapter
+from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.errors import LsatError
+
+WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+
+
+class AdapterStore:
+    """Adapters by the SHA-256 of their spec; a folder is complete or absent, and verified when it is read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def __contains__(self, digest: str) -> bool:
+        return (self.root / digest / MANIFEST).is_file()
+
+    def path(self, digest: str) -> Path:
+        """Return the adapter's folder, which PEFT's `from_pretrained` opens."""
+        return self.root / digest
+
+    def publish(self, spec: AdapterSpec, adapter: Adapter, facts: dict[str, Any], base: str) -> Path:
+        """Write an adapter beside its place, then rename it there; a second publisher of the same spec changes nothing.
+
+        Args:
+            spec: gives the name.
+            adapter: the weights.
+            facts: JSON-ready values for the manifest (AUC, steps, ...).
+            base: name or folder of the backbone, for PEFT.
+        """
+        final = self.root / spec.digest
+        if spec.digest in self:
+            return final
+        self.root.mkdir(parents=True, exist_ok=True)
+        draft = self.root / f".{spec.digest}.{uuid.uuid4().hex}"
+        draft.mkdir()
+        try:
+            save_file({k: v.contiguous() for k, v in adapter.state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
+            (draft / CONFIG).write_text(json.dumps(_peft_config(spec, adapter, base), indent=2, sort_keys=True))
+            manifest = {
+                "digest": spec.digest,
+                "spec": spec.manifest(),
+                "files": {name: _sha256(draft / name) for name in (WEIGHTS, CONFIG)},
+                "facts": facts,
+            }
+            (draft / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
+            for path in draft.iterdir():
+                _sync(path)
+            try:
+                os.rename(draft, final)
+            except OSError:
+                if spec.digest not in self:  # not a finished twin of another publisher
+                    raise
+            _sync(self.root)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return final
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """Return an adapter's manifest.
+
+        Raises:
+            LsatError: when the adapter is not there or its manifest is broken.
+        """
+        path = self.root / digest / MANIFEST
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise LsatError(f"{path.parent}: no such adapter; the next run trains it") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise LsatError(f"{path}: not JSON; delete the folder, the next run trains the adapter again") from error
+
+    def load(self, digest: str) -> Adapter:
+        """Return an adapter after checking every file against its digest.
+
+        Raises:
+            LsatError: naming the file that differs.
+        """
+        folder = self.root / digest
+        manifest = self.manifest(digest)
+        remedy = "delete the folder, the next run trains the adapter again"
+        if manifest.get("digest") != digest:
+            raise LsatError(f"{folder / MANIFEST}: describes adapter {manifest.get('digest')}, not {digest}; {remedy}")
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise LsatError(f"{path}: missing; {remedy}")
+            if _sha256(path) != expected:
+                raise LsatError(f"{path}: its SHA-256 is not the manifest's, the file is damaged; {remedy}")
+        try:
+            state = load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise LsatError(f"{folder / WEIGHTS}: {error}; {remedy}") from error
+        config = json.loads((folder / CONFIG).read_text())
+        return Adapter(state, int(config["r"]), float(config["lora_alpha"]))
+
+    def digests(self) -> list[str]:
+        """Return the names of all adapters, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and p.name in self)
+
+
+def _peft_config(spec: AdapterSpec, adapter: Adapter, base: str) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": spec.lora.dropout,
+        "target_modules": list(spec.lora.targets),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,39 @@
+"""One forward pass over a batch, its shared prefix computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lsat_ray.prompts.batch import Batch
+
+
+def hidden_states(decoder: Any, batch: Batch, share_prefix: bool = True) -> torch.Tensor:
+    """Return the last hidden states of the batch's own tokens, [B, L, H].
+
+    The prefix is run once, its keys and values are repeated along the batch, so gradients through it add up as if each
+    row had computed its own. Without `share_prefix` (activation checkpointing has no cache) every row computes it.
+    """
+    shared = len(batch.prefix)
+    if shared and share_prefix:
+        cache = decoder(input_ids=batch.prefix[None], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(batch.tokens))
+        output = decoder(
+            input_ids=batch.tokens,
+            position_ids=batch.position,
+            attention_mask=batch.mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+    rows, width = batch.tokens.shape
+    device = batch.tokens.device
+    tokens = torch.cat([batch.prefix.expand(rows, shared), batch.tokens], dim=1)
+    position = torch.cat([torch.arange(shared, device=device).expand(rows, shared), batch.position], dim=1)
+    mask = None
+    if batch.mask is not None:
+        causal = torch.ones(shared, shared + width, dtype=torch.bool, device=device).tril()
+        mask = torch.cat([causal.expand(rows, 1, shared, shared + width), batch.mask], dim=2)
+    output = decoder(input_ids=tokens, position_ids=position, attention_mask=mask, use_cache=False)
+    return output.last_hidden_state[:, shared:]

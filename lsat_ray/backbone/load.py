@@ -1,0 +1,147 @@
+"""Load any Hugging Face causal LM as a frozen backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsat_ray.config import BackboneConfig
+from lsat_ray.errors import LsatError
+from lsat_ray.prompts.answer import AnswerTokens, find_answer_tokens
+from lsat_ray.prompts.tallrec import preamble, target_text
+
+
+@dataclass
+class Backbone:
+    """A frozen causal LM, its tokenizer, and the two rows of its head that answer."""
+
+    model: Any
+    """transformers causal LM."""
+    tokenizer: Any
+    answers: AnswerTokens
+    head: torch.Tensor
+    """float32 [2, H], rows of the output embedding for No and Yes."""
+    bias: torch.Tensor
+    """float32 [2]."""
+    fingerprint: str
+    """SHA-256 over weights, tokenizer and the type they are held in."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.head.device
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `auto` stands for, or the named one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def locate(config: BackboneConfig) -> Path:
+    """Return the folder of the weights: the path itself, or the hub's snapshot of it.
+
+    Raises:
+        LsatError: when there is no model at that place.
+    """
+    folder = Path(config.path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise LsatError(
+                f"backbone.path: {folder} is not a model: it has no config.json; give a Hugging Face folder"
+            )
+        return folder
+    if config.path.count("/") != 1 or config.path.startswith((".", "/", "~")):
+        raise LsatError(f"backbone.path: {config.path} does not exist; give `nano`, a model folder or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "tokenizer*"]
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+    except Exception as error:
+        raise LsatError(
+            f"backbone.path: {config.path} is neither a folder nor reachable on the hub "
+            f"({type(error).__name__}); check the name, log in, or download it and give its folder"
+        ) from error
+
+
+def fingerprint(folder: Path, config: BackboneConfig) -> str:
+    """Return the SHA-256 over the folder's weights, configs and tokenizer, and the dtype they are loaded in."""
+    digest = hashlib.sha256(f"{config.dtype} {config.quantization}".encode())
+    names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model"))
+    for path in names:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load(config: BackboneConfig, folder: Path | None = None) -> Backbone:
+    """Load the backbone, frozen and in evaluation mode.
+
+    Args:
+        config: dtype, device, attention and quantisation.
+        folder: the weights; located from the config when None.
+
+    Raises:
+        LsatError: when the folder is no causal LM, or its tokenizer has no single answer tokens.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = folder or locate(config)
+    device = pick_device(config.device)
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    if config.quantization:
+        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LsatError(f"backbone.path: {folder} does not load as a causal LM: {reason}") from error
+    if not config.quantization:
+        model.to(device)
+    return wrap(model, tokenizer, fingerprint(folder, config))
+
+
+def wrap(model: Any, tokenizer: Any, name: str) -> Backbone:
+    """Freeze a causal LM and find its answer rows; check that two rows of the head say what the whole head says."""
+    model.eval()
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    opening = preamble("item") + '"a"\nUser Unpreference: \n' + target_text("b", "item")
+    answers = find_answer_tokens(tokenizer, opening)
+    output = model.get_output_embeddings()
+    rows = torch.tensor([answers.no, answers.yes], device=output.weight.device)
+    head = output.weight.detach()[rows].float().clone()
+    bias = torch.zeros(2, device=head.device) if output.bias is None else output.bias.detach()[rows].float().clone()
+    ids = torch.tensor([tokenizer.encode(opening, add_special_tokens=False)[-16:]], device=head.device)
+    with torch.no_grad():
+        whole = model(input_ids=ids, logits_to_keep=1).logits[0, -1, rows].float()
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[0, -1].float()
+    short = hidden @ head.T + bias
+    if not torch.allclose(whole, short, rtol=2e-2, atol=2e-2 * float(whole.abs().max() + 1)):
+        raise LsatError(
+            f"backbone: {type(model).__name__} changes its logits after the head (soft-capping or scaling), which "
+            "two-row scoring leaves out; use another backbone"
+        )
+    return Backbone(model, tokenizer, answers, head, bias, name)
+
+
+def _quantization(config: BackboneConfig) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise LsatError("backbone.quantization: bitsandbytes is not installed; pip install bitsandbytes") from error
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_type="nf4")

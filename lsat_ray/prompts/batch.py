@@ -1,0 +1,200 @@
+"""Encoded sequences, ragged in memory, and the padded batches that a model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sequences of tokens, each with one or more targets, behind a prefix that all of them share.
+
+    Three rules decide what token i of a sequence sees, besides the prefix: only tokens j <= i; only tokens j of its
+    own segment or of segment 0; only tokens j >= window[i]. `segment` and `window` are None where they do not bind
+    (the exact layout), which leaves plain causal attention.
+    """
+
+    prefix: np.ndarray
+    """int32 [P], tokens that open every sequence."""
+    tokens: np.ndarray
+    """int32 [T], all sequences one after the other, without the prefix."""
+    offsets: np.ndarray
+    """int64 [S + 1], where sequence s begins and ends in `tokens`."""
+    answer: np.ndarray
+    """int64 [N], position in `tokens` at which a target's answer is read."""
+    sequence: np.ndarray
+    """int64 [N], the sequence that a target belongs to; non-decreasing."""
+    row: np.ndarray
+    """int64 [N], sample row of each target."""
+    label: np.ndarray
+    """uint8 [N]."""
+    position: np.ndarray | None = None
+    """int32 [T], position id counted from the end of the prefix (None: 0, 1, 2, ... in each sequence)."""
+    segment: np.ndarray | None = None
+    """int32 [T], 0 for tokens that all later ones of the sequence may see."""
+    window: np.ndarray | None = None
+    """int32 [T], first token of the sequence (its own index within the sequence) that this token may see."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence without the prefix, [S]."""
+        return np.diff(self.offsets)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Targets of each sequence, [S]."""
+        return np.bincount(self.sequence, minlength=len(self))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: B sequences, right-padded to L tokens, behind a shared prefix of P."""
+
+    prefix: torch.Tensor
+    """int64 [P]."""
+    tokens: torch.Tensor
+    """int64 [B, L]."""
+    position: torch.Tensor
+    """int64 [B, L], counted from the start of the prefix."""
+    mask: torch.Tensor | None
+    """bool [B, 1, L, P + L], True where query sees key; None for plain causal attention."""
+    answer: torch.Tensor
+    """int64 [N, 2], (sequence, position) of each answer."""
+    label: torch.Tensor
+    """float32 [N]."""
+    index: np.ndarray
+    """int64 [N], position of each target in the `Encoded` that it came from."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+
+        def move(t: torch.Tensor) -> torch.Tensor:
+            return t.to(device, non_blocking=True)
+
+        mask = None if self.mask is None else move(self.mask)
+        return Batch(
+            move(self.prefix),
+            move(self.tokens),
+            move(self.position),
+            mask,
+            move(self.answer),
+            move(self.label),
+            self.index,
+        )
+
+
+def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0) -> Batch:
+    """Pad some sequences into one batch.
+
+    Padding stands on the right, where causal attention never looks, so the exact layout needs no mask.
+
+    Args:
+        encoded: the sequences.
+        sequences: int [B], which of them.
+        pad: any token id of the vocabulary.
+    """
+    sequences = np.asarray(sequences)
+    starts, lengths = encoded.offsets[sequences], encoded.lengths[sequences]
+    batch, longest, prefix = len(sequences), int(lengths.max()), len(encoded.prefix)
+    column = np.arange(longest)
+    real = column[None, :] < lengths[:, None]
+    source = np.where(real, starts[:, None] + column[None, :], 0)
+
+    def gather(values: np.ndarray, fill: Any) -> np.ndarray:
+        return np.where(real, values[source], fill)
+
+    tokens = gather(encoded.tokens, pad).astype(np.int64)
+    if encoded.position is None:
+        position = np.broadcast_to(column[None, :], (batch, longest)).astype(np.int64)
+    else:
+        position = gather(encoded.position, 0).astype(np.int64)
+    mask = None
+    if encoded.segment is not None or encoded.window is not None:
+        mask = torch.from_numpy(_visible(encoded, gather, real, prefix))
+    first = np.searchsorted(encoded.sequence, sequences, side="left")
+    last = np.searchsorted(encoded.sequence, sequences, side="right")
+    index = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+    row = np.repeat(np.arange(batch), last - first)
+    answer = np.stack([row, encoded.answer[index] - starts[row]], axis=1)
+    return Batch(
+        prefix=torch.from_numpy(encoded.prefix.astype(np.int64)),
+        tokens=torch.from_numpy(tokens),
+        position=torch.from_numpy(position + prefix),
+        mask=mask,
+        answer=torch.from_numpy(answer.astype(np.int64)),
+        label=torch.from_numpy(encoded.label[index].astype(np.float32)),
+        index=index,
+    )
+
+
+def _visible(encoded: Encoded, gather: Any, real: np.ndarray, prefix: int) -> np.ndarray:
+    """Return bool [B, 1, L, P + L]; a padded query sees itself, so that no softmax is empty."""
+    batch, longest = real.shape
+    column = np.arange(longest)
+    sees = np.broadcast_to(column[None, None, :] <= column[None, :, None], (batch, longest, longest)).copy()
+    if encoded.segment is not None:
+        segment = gather(encoded.segment, -1)
+        sees &= (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    if encoded.window is not None:
+        window = gather(encoded.window, 0)
+        sees &= column[None, None, :] >= window[:, :, None]
+    sees |= np.eye(longest, dtype=bool)[None]
+    everything = np.concatenate([np.ones((batch, longest, prefix), bool), sees], axis=2)
+    return everything[:, None]
+
+
+def plan_epoch(encoded: Encoded, batch_size: int, generator: np.random.Generator, bucket: int = 8) -> list[np.ndarray]:
+    """Return the global batches of one epoch: random, of about `batch_size` targets, of similar length.
+
+    Sequences are shuffled, sorted by length within runs of `bucket` batches, cut, and the batches shuffled. The plan
+    depends on the generator only, never on the number of workers.
+    """
+    order = generator.permutation(len(encoded))
+    targets = encoded.targets
+    per_batch = max(1, round(batch_size / max(targets.mean(), 1e-9)))
+    lengths = encoded.lengths
+    batches = []
+    for start in range(0, len(order), per_batch * bucket):
+        run = order[start : start + per_batch * bucket]
+        run = run[np.argsort(lengths[run], kind="stable")]
+        batches += [run[i : i + per_batch] for i in range(0, len(run), per_batch)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def split_by_tokens(sequences: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Deal a batch's sequences to `parts` workers so that their tokens balance (longest first, to the least loaded).
+
+    Args:
+        sequences: int [B], the batch.
+        lengths: int [S], tokens of every sequence.
+        parts: how many shares; some may be empty.
+    """
+    if parts == 1:
+        return [sequences]
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    load = np.zeros(parts)
+    for s in sequences[np.argsort(-lengths[sequences], kind="stable")]:
+        least = int(np.argmin(load))
+        shares[least].append(int(s))
+        load[least] += lengths[s]
+    return [np.array(sorted(share), dtype=np.int64) for share in shares]
+
+
+def token_budget_batches(encoded: Encoded, budget: int, sequences: np.ndarray | None = None) -> list[np.ndarray]:
+    """Return batches of similar length whose padded tokens stay within `budget` (one sequence at least)."""
+    chosen = np.arange(len(encoded)) if sequences is None else sequences
+    lengths = encoded.lengths
+    ordered = chosen[np.argsort(-lengths[chosen], kind="stable")]
+    batches, start = [], 0
+    while start < len(ordered):
+        size = max(1, budget // max(1, int(lengths[ordered[start]])))
+        batches.append(ordered[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,86 @@
+"""From samples to encoded sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lsat_ray.config import PromptConfig
+from lsat_ray.data.windows import Samples
+from lsat_ray.errors import LsatError
+from lsat_ray.prompts.batch import Encoded
+from lsat_ray.prompts.tallrec import preamble, prompt_text, sanitise
+
+
+class Encoder:
+    """Encode samples for one tokenizer, one set of titles and one prompt config."""
+
+    def __init__(self, tokenizer: Any, config: PromptConfig, titles: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.titles = [sanitise(t) for t in titles]
+        self._opening: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._preamble = self._ids([preamble(config.item_word)])[0]
+
+    def __call__(self, samples: Samples) -> Encoded:
+        """Encode samples in the configured layout."""
+        return exact(self, samples)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self._opening + ids for ids in encoded]
+
+    def prompt_ids(self, samples: Samples) -> list[list[int]]:
+        """Return the token ids of each sample's prompt; the oldest history goes where a prompt is too long.
+
+        Raises:
+            LsatError: when a target's title alone does not fit.
+        """
+        word, limit = self.config.item_word, self.config.max_tokens
+
+        def text(i: int, skip: int) -> str:
+            history, labels = samples.history_item[i, skip:], samples.history_label[i, skip:]
+            return prompt_text(self.titles, history, labels, int(samples.item[i]), word)
+
+        prompts = self._ids([text(i, 0) for i in range(len(samples))])
+        for i, ids in enumerate(prompts):
+            skip = 0
+            while len(ids) > limit:
+                skip += 1
+                if skip > samples.history_item.shape[1]:
+                    raise LsatError(
+                        f"prompt.max_tokens: item {samples.item[i]} (title of {len(self.titles[samples.item[i]])} "
+                        f"characters) needs {len(ids)} tokens without any history, {limit} are allowed; raise it"
+                    )
+                ids = self._ids([text(i, skip)])[0]
+            prompts[i] = ids
+        return prompts
+
+
+def exact(encoder: Encoder, samples: Samples) -> Encoded:
+    """Encode one prompt a target; what the prompts share of the preamble becomes the prefix."""
+    prompts = encoder.prompt_ids(samples)
+    shared = len(encoder._preamble)
+    for ids in prompts:
+        shared = min(shared, len(ids) - 1, _common(encoder._preamble, ids))
+    lengths = np.array([len(ids) - shared for ids in prompts], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    count = len(prompts)
+    return Encoded(
+        prefix=np.array(encoder._preamble[:shared], dtype=np.int32),
+        tokens=np.array([t for ids in prompts for t in ids[shared:]], dtype=np.int32),
+        offsets=offsets,
+        answer=offsets[1:] - 1,
+        sequence=np.arange(count, dtype=np.int64),
+        row=samples.row,
+        label=samples.label,
+    )
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from lsat_ray.config import DataConfig, PeriodsConfig
-from lsat_ray.data import synthetic
+from lsat_ray.config import DataConfig, PeriodsConfig, expand
+from lsat_ray.data import amazon, movielens, recbole, synthetic
 from lsat_ray.data.interactions import Interactions
+from lsat_ray.errors import LsatError
 
 SYNTHETIC_PERIOD = 500
 """Samples of a synthetic period when `data.keep_last` is not given."""
@@ -17,8 +19,30 @@ def _synthetic(data: DataConfig, periods: PeriodsConfig) -> Interactions:
     return synthetic.generate(data.synthetic, number, data.keep_last or SYNTHETIC_PERIOD * number, data.history)
 
 
+def _movielens(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+    return movielens.read(_path(data), data.positive_above)
+
+
+def _amazon(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+    metadata = expand(data.metadata) if data.metadata else None
+    return amazon.read(_path(data), metadata, data.positive_above, data.amazon)
+
+
+def _recbole(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+    return recbole.read(_path(data), data.positive_above)
+
+
+def _path(data: DataConfig) -> Path:
+    if not data.path:
+        raise LsatError(f"data.path: missing; format {data.format!r} reads a log, say where it lies")
+    return expand(data.path)
+
+
 READERS: dict[str, Callable[[DataConfig, PeriodsConfig], Interactions]] = {
     "synthetic": _synthetic,
+    "movielens": _movielens,
+    "amazon": _amazon,
+    "recbole": _recbole,
 }
 """Reader of every `data.format`."""
 

@@ -84,6 +84,9 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     first = 0
     if data.start is not None:
         first = int(np.searchsorted(samples.timestamp, data.start, side="left"))
+    if first >= n:
+        span = f"data.start {data.start} and data.end {data.end}"
+        raise LsatError(f"periods: no target lies between {span}; the log's Unix seconds must fall between them")
     if data.keep_last is not None:
         if data.keep_last > n - first:
             raise LsatError(f"data.keep_last: {data.keep_last} samples asked for, the log has {n - first}; lower it")
@@ -115,7 +118,8 @@ def _borders(
         if len(periods.dates) < 3:
             raise LsatError("periods.dates: at least three ISO dates are needed, the borders of two periods")
         try:
-            edges = [datetime.fromisoformat(d).replace(tzinfo=UTC).timestamp() for d in periods.dates]
+            moments = [datetime.fromisoformat(d) for d in periods.dates]
+            edges = [(m if m.tzinfo else m.replace(tzinfo=UTC)).timestamp() for m in moments]
         except ValueError as error:
             raise LsatError(f"periods.dates: {error}; write them as 2014-03-01") from error
         if edges != sorted(set(edges)):

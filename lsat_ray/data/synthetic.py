@@ -68,7 +68,7 @@ def generate(config: SyntheticConfig, periods: int, samples: int, history: int) 
     met = columns[item]  # [N, G]
     effect = quality[met] + trend[period[:, None], met] + taste[user[:, None], met]
     logit = positivity[user] + effect.sum(axis=1)
-    probability = config.noise + (1 - 2 * config.noise) / (1 + np.exp(-logit))
+    probability = config.noise + (1 - 2 * config.noise) * (1 + np.tanh(logit / 2)) / 2  # sigmoid
     gaps = 1 + time_rng.exponential(MEAN_GAP, len(user)).astype(np.int64)
     return Interactions(
         user=user.astype(np.int32),

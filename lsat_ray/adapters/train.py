@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +26,9 @@ class Engine(Protocol):
 
     rank: int
     world: int
+
+    def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
+        """Make the slot's weights whole on every rank, to be read or written (ZeRO-3 splits them)."""
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
         """Take the model's training slot with a fresh optimizer."""
@@ -73,6 +77,9 @@ class TorchEngine:
 
     rank = 0
     world = 1
+
+    def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
         self._model = model
@@ -144,9 +151,10 @@ def fit(
     recipe = spec.recipe
     if (spec.init is None) != (initial is None):
         raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
-    model.reset(spec.seed)
-    if initial is not None:
-        model.wear(initial)
+    with engine.whole(model):
+        model.reset(spec.seed)
+        if initial is not None:
+            model.wear(initial)
     torch.manual_seed(spec.seed * 1000 + engine.rank)  # dropout
     engine.begin(model, recipe, settings.micro_batches)
     seconds = {"train": 0.0, "score": 0.0}

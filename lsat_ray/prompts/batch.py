@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lsat_ray.errors import LsatError
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -148,6 +150,36 @@ def _visible(encoded: Encoded, gather: Any, real: np.ndarray, prefix: int) -> np
     sees |= np.eye(longest, dtype=bool)[None]
     everything = np.concatenate([np.ones((batch, longest, prefix), bool), sees], axis=2)
     return everything[:, None]
+
+
+def join(parts: list[Encoded]) -> Encoded:
+    """Return several encodings as one; their prefixes must be equal.
+
+    Raises:
+        LsatError: when the parts do not share their prefix.
+    """
+    first = parts[0]
+    if any(not np.array_equal(p.prefix, first.prefix) for p in parts):
+        raise LsatError("prompts: encodings with different prefixes cannot be joined; encode the rows together")
+    tokens = np.cumsum([0] + [len(p.tokens) for p in parts])
+    sequences = np.cumsum([0] + [len(p) for p in parts])
+
+    def column(name: str) -> np.ndarray | None:
+        values = [getattr(p, name) for p in parts]
+        return None if any(v is None for v in values) else np.concatenate(values)
+
+    return Encoded(
+        prefix=first.prefix,
+        tokens=np.concatenate([p.tokens for p in parts]),
+        offsets=np.concatenate([[0]] + [p.offsets[1:] + shift for p, shift in zip(parts, tokens, strict=False)]),
+        answer=np.concatenate([p.answer + shift for p, shift in zip(parts, tokens, strict=False)]),
+        sequence=np.concatenate([p.sequence + shift for p, shift in zip(parts, sequences, strict=False)]),
+        row=np.concatenate([p.row for p in parts]),
+        label=np.concatenate([p.label for p in parts]),
+        position=column("position"),
+        segment=column("segment"),
+        window=column("window"),
+    )
 
 
 def plan_epoch(encoded: Encoded, batch_size: int, generator: np.random.Generator, bucket: int = 8) -> list[np.ndarray]:

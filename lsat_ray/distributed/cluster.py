@@ -1,0 +1,39 @@
+"""Join the cluster that is there, or start one on this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint reported within one poll of a crash is lost
+    "RAY_DEDUP_LOGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def connect() -> bool:
+    """Connect to the cluster of `RAY_ADDRESS` or of the running job, else start one here.
+
+    Returns:
+        True when a cluster was started here, so that the caller shuts it down.
+    """
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    here = "RAY_ADDRESS" not in os.environ
+    if here:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps the node on 127.0.0.1
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if here:
+        ray.init(address="local", logging_level="WARNING", log_to_driver=False, dashboard_host="127.0.0.1")
+    else:
+        ray.init(logging_level="WARNING", log_to_driver=False)
+    return here

@@ -1,0 +1,102 @@
+"""The only module that imports DeepSpeed: ZeRO stages 0 to 3 behind the `Engine` of the step loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.config import Recipe
+
+
+class DeepSpeedEngine:
+    """One rank of a group that `torch.distributed` has already formed.
+
+    DeepSpeed divides a loss by the accumulation steps and averages gradients over ranks; `backward` undoes both, so
+    that the step is on the mean over the targets of the global batch. It gets exactly one parameter group, of the
+    LoRA weights alone, and torch's own AdamW.
+    """
+
+    def __init__(self, stage: int) -> None:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # inference only, and needs a compiler
+        self._deepspeed = deepspeed
+        self.stage = stage
+        self.rank = distributed.get_rank()
+        self.world = distributed.get_world_size()
+
+    @contextmanager
+    def whole(self, model: AdaptedBackbone) -> Iterator[None]:
+        """Gather the slot's weights where ZeRO-3 has split them, and split what was written again."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        parameters = [p for p in model.slot_parameters().values() if hasattr(p, "ds_id")]
+        with GatheredParameters(parameters, modifier_rank=0, enabled=bool(parameters)):
+            yield
+
+    def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
+        """Wrap the model's training slot with a fresh AdamW."""
+        self._model = model
+        self._micro_batches = micro_batches
+        parameters = list(model.slot_parameters().values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        self._optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_batches,
+            "gradient_clipping": recipe.clip,
+            "zero_optimization": {"stage": self.stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+        self._engine, *_ = self._deepspeed.initialize(
+            model=model, model_parameters=parameters, optimizer=self._optimizer, config=settings
+        )
+        self._pending = 0
+
+    def logits(self, batch: Any) -> torch.Tensor:
+        """Run the wrapped model."""
+        return self._engine(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add this rank's share of the global mean loss."""
+        if self._pending:
+            self._engine.step()  # not yet at the accumulation border: only counts
+        self._engine.backward(loss * (self.world * self._micro_batches))
+        self._pending += 1
+
+    def step(self, lr: float) -> None:
+        """Average, clip and update."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self._pending = 0
+
+    def snapshot(self) -> Adapter:
+        """Return the current weights, gathered."""
+        with self.whole(self._model):
+            return self._model.snapshot()
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Concatenate the ranks' arrays."""
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, values)
+        return np.concatenate(parts)
+
+    def finish(self) -> None:
+        """Drop DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self._model

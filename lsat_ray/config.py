@@ -203,6 +203,8 @@ class EngineConfig(Node):
     """Workers a session."""
     gpus: float = Field(0, ge=0)
     """GPUs a worker."""
+    cpus: float = Field(0.25, gt=0)
+    """Logical CPUs a worker asks Ray for; small, so that the whole loop fits a laptop."""
     threads: int = Field(1, ge=1)
     """CPU threads a worker."""
     micro_batches: int = Field(1, ge=1)
@@ -287,6 +289,8 @@ class Experiment(Node):
     def _consistent(self) -> Experiment:
         if self.data.format != "synthetic" and not self.data.path:
             raise ValueError(f"data.path: missing; format {self.data.format!r} reads a log, say where it lies")
+        if self.engine.kind == "torch" and self.engine.workers > 1:
+            raise ValueError("engine.workers: plain torch is one worker; set engine.workers=1 or engine.kind=deepspeed")
         periods = len(self.periods.dates) - 1 if self.periods.cut == "dates" else self.periods.number
         if self.first_test > periods:
             raise ValueError(

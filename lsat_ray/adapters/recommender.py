@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class Recommender:
         self.store = store
         self.batch_tokens = batch_tokens
         self._adapters: dict[str, Adapter] = {}
+        self._merged: dict[Any, Adapter] = {}
 
     def prepare(self, models: Iterable[Model]) -> None:
         """Load and verify every adapter of the models, and drop those of no model.
@@ -70,6 +71,24 @@ class Recommender:
         wanted = {digest for model in models for digest in model.adapters}
         loaded = {d: self._adapters.get(d) or self.store.load(d) for d in sorted(wanted)}
         self._adapters = loaded
+        self._merged = {}
+
+    def passes(self, model: Model) -> list[tuple[Any, Adapter | None]]:
+        """Return the forward passes of a model as (key, adapter): one an ensemble member, else one.
+
+        Equal keys are equal passes, whichever model asks for them. None is the frozen backbone.
+        """
+        if model.merge == "frozen":
+            return [("frozen", None)]
+        held = [self._held(d) for d in model.adapters]
+        if model.merge in ("single", "output-ensemble"):
+            return list(zip(model.adapters, held, strict=True))
+        if model.merge not in PARAMETER_MERGES:
+            raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
+        key = (model.merge, model.adapters, model.weights)
+        if key not in self._merged:
+            self._merged[key] = PARAMETER_MERGES[model.merge](held, model.weights)
+        return [(key, self._merged[key])]
 
     def margins(self, model: Model, encoded: Encoded, known: dict[Any, np.ndarray] | None = None) -> list[np.ndarray]:
         """Return the margins that a model combines: one an ensemble member, else one.
@@ -80,21 +99,11 @@ class Recommender:
             known: margins by pass, shared between the models of one call.
         """
         known = {} if known is None else known
-
-        def once(key: Any, adapter: Callable[[], Adapter | None]) -> np.ndarray:
+        passes = self.passes(model)
+        for key, adapter in passes:
             if key not in known:
-                known[key] = score(self.backbone, adapter(), encoded, self.batch_tokens)
-            return known[key]
-
-        if model.merge == "frozen":
-            return [once("frozen", lambda: None)]
-        held = [self._held(d) for d in model.adapters]
-        if model.merge in ("single", "output-ensemble"):
-            return [once(d, lambda a=a: a) for d, a in zip(model.adapters, held, strict=True)]  # type: ignore[misc]
-        if model.merge not in PARAMETER_MERGES:
-            raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
-        key = (model.merge, model.adapters, model.weights)
-        return [once(key, lambda: PARAMETER_MERGES[model.merge](held, model.weights))]
+                known[key] = score(self.backbone, adapter, encoded, self.batch_tokens)
+        return [known[key] for key, _ in passes]
 
     def scores(self, models: Sequence[Model], encoded: Encoded) -> list[np.ndarray]:
         """Return one float64 [N] of P(like) a model, in the order of `encoded.row`."""

@@ -10,7 +10,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from lsat_ray.adapters.lora import Adapter
@@ -18,6 +21,11 @@ from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.errors import LsatError
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+SCORES = "validation.safetensors"
+REMEDY = "delete the folder, the next run trains the adapter again"
+
+Scores = tuple[np.ndarray, np.ndarray]
+"""(rows int64 [N], margins float32 [N])."""
 
 
 class AdapterStore:
@@ -33,7 +41,9 @@ class AdapterStore:
         """Return the adapter's folder, which PEFT's `from_pretrained` opens."""
         return self.root / digest
 
-    def publish(self, spec: AdapterSpec, adapter: Adapter, facts: dict[str, Any], base: str) -> Path:
+    def publish(
+        self, spec: AdapterSpec, adapter: Adapter, facts: dict[str, Any], base: str, validation: Scores | None = None
+    ) -> Path:
         """Write an adapter beside its place, then rename it there; a second publisher of the same spec changes nothing.
 
         Args:
@@ -41,6 +51,7 @@ class AdapterStore:
             adapter: the weights.
             facts: JSON-ready values for the manifest (AUC, steps, ...).
             base: name or folder of the backbone, for PEFT.
+            validation: (rows int64 [V], margins float32 [V]) of the adapter on its validation slices.
         """
         final = self.root / spec.digest
         if spec.digest in self:
@@ -51,10 +62,12 @@ class AdapterStore:
         try:
             save_file({k: v.contiguous() for k, v in adapter.state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
             (draft / CONFIG).write_text(json.dumps(_peft_config(spec, adapter, base), indent=2, sort_keys=True))
+            if validation is not None:
+                save_numpy({"row": validation[0], "margin": validation[1]}, draft / SCORES)
             manifest = {
                 "digest": spec.digest,
                 "spec": spec.manifest(),
-                "files": {name: _sha256(draft / name) for name in (WEIGHTS, CONFIG)},
+                "files": {path.name: _sha256(path) for path in sorted(draft.iterdir())},
                 "facts": facts,
             }
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
@@ -90,23 +103,34 @@ class AdapterStore:
         Raises:
             LsatError: naming the file that differs.
         """
-        folder = self.root / digest
-        manifest = self.manifest(digest)
-        remedy = "delete the folder, the next run trains the adapter again"
-        if manifest.get("digest") != digest:
-            raise LsatError(f"{folder / MANIFEST}: describes adapter {manifest.get('digest')}, not {digest}; {remedy}")
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            if not path.is_file():
-                raise LsatError(f"{path}: missing; {remedy}")
-            if _sha256(path) != expected:
-                raise LsatError(f"{path}: its SHA-256 is not the manifest's, the file is damaged; {remedy}")
+        folder = self._verified(digest)
         try:
             state = load_file(folder / WEIGHTS)
         except SafetensorError as error:
-            raise LsatError(f"{folder / WEIGHTS}: {error}; {remedy}") from error
+            raise LsatError(f"{folder / WEIGHTS}: {error}; {REMEDY}") from error
         config = json.loads((folder / CONFIG).read_text())
         return Adapter(state, int(config["r"]), float(config["lora_alpha"]))
+
+    def validation(self, digest: str) -> Scores:
+        """Return the (rows, margins) that `publish` was given, verified."""
+        path = self._verified(digest) / SCORES
+        if not path.is_file():
+            raise LsatError(f"{path}: missing; {REMEDY}")
+        columns = load_numpy(path)
+        return columns["row"], columns["margin"]
+
+    def _verified(self, digest: str) -> Path:
+        folder = self.root / digest
+        manifest = self.manifest(digest)
+        if manifest.get("digest") != digest:
+            raise LsatError(f"{folder / MANIFEST}: describes adapter {manifest.get('digest')}, not {digest}; {REMEDY}")
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise LsatError(f"{path}: missing; {REMEDY}")
+            if _sha256(path) != expected:
+                raise LsatError(f"{path}: its SHA-256 is not the manifest's, the file is damaged; {REMEDY}")
+        return folder
 
     def digests(self) -> list[str]:
         """Return the names of all adapters, sorted."""

@@ -1,0 +1,321 @@
+"""Warm training sessions: one long `TorchTrainer.fit` whose workers take tasks until the stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from lsat_ray.config import EngineConfig, Experiment
+from lsat_ray.data.periods import Slice
+from lsat_ray.distributed.tasks import Fit, Score, Task, TaskBook
+from lsat_ray.errors import LsatError
+
+CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a session's workers need to begin."""
+
+    config: Experiment
+    backbone: str
+    """Folder of the weights."""
+    store: str
+    """Root of the adapter store."""
+    titles: tuple[str, ...]
+    replayer: Any
+    """Handle of the `StreamReplayer`."""
+
+
+@ray.remote(num_cpus=0)
+class TrainingQueue:
+    """The task book behind one address; takers and waiters sleep until something changes."""
+
+    def __init__(self) -> None:
+        self._book = TaskBook()
+        self._context: Context | None = None
+        self._changed = asyncio.Condition()
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, ready: Any, timeout: float) -> None:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(ready), timeout)
+            except TimeoutError:
+                return
+
+    async def open(self, context: list[Context]) -> None:
+        """Say what the sessions work on."""
+        self._context = context[0]
+        await self._wake()
+
+    async def context(self, timeout: float) -> Context | None:
+        """Return the context once it is known, None after a time-out."""
+        await self._until(lambda: self._context is not None or self._book.closed, timeout)
+        return self._context
+
+    async def submit(self, tasks: list[Task], present: set[str]) -> None:
+        """Add tasks; `present` names adapters that are in the store."""
+        self._book.submit(tasks, present)
+        await self._wake()
+
+    async def take(self, session: int, timeout: float) -> Task | str | None:
+        """Return a task, `CLOSED` at the end, or None after a time-out."""
+        found: list[Task] = []
+
+        def ready() -> bool:
+            task = self._book.take(session)
+            if task is not None:
+                found.append(task)
+            return task is not None or self._book.closed
+
+        await self._until(ready, timeout)
+        return found[0] if found else (CLOSED if self._book.closed else None)
+
+    async def done(self, key: str, result: Any) -> None:
+        """Record a result."""
+        self._book.done(key, result)
+        await self._wake()
+
+    async def fail(self, key: str, reason: str) -> None:
+        """Record a failure."""
+        self._book.fail(key, reason)
+        await self._wake()
+
+    async def restart(self, session: int) -> None:
+        """Give back what a restarted session had taken."""
+        self._book.restart(session)
+        await self._wake()
+
+    async def wait(self, keys: list[str], timeout: float) -> dict[str, Any] | None:
+        """Return {key: (state, result)} once all are done or one failed, None after a time-out."""
+        await self._until(lambda: self._book.finished(keys), timeout)
+        if not self._book.finished(keys):
+            return None
+        return {k: (self._book.entries[k].state, self._book.entries[k].result) for k in keys}
+
+    async def forget(self, keys: list[str]) -> None:
+        """Drop finished tasks."""
+        self._book.forget(keys)
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        return self._book.counts()
+
+    async def close(self) -> None:
+        """Send the sessions home."""
+        self._book.closed = True
+        await self._wake()
+
+
+class TrainingSessions:
+    """The driver's side: start sessions, submit tasks, wait for results."""
+
+    def __init__(self, config: EngineConfig, run_dir: Path) -> None:
+        self.queue = TrainingQueue.remote()  # type: ignore[attr-defined]
+        self._config = config
+        self._threads: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
+        for session in range(config.sessions):
+            thread = threading.Thread(target=self._fit, args=(session, Path(run_dir).resolve()), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _fit(self, session: int, run_dir: Path) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        engine = self._config
+        resources: dict[str, float] = {"CPU": engine.cpus}
+        if engine.gpus:
+            resources["GPU"] = engine.gpus
+        trainer = TorchTrainer(
+            session_loop,
+            train_loop_config={"queue": self.queue, "session": session, "engine": engine},
+            scaling_config=ScalingConfig(
+                num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
+            run_config=RunConfig(
+                name=f"session{session}",
+                storage_path=str(run_dir / "train"),
+                failure_config=FailureConfig(max_failures=engine.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
+            self._errors.append(error)
+
+    def open(self, context: Context) -> None:
+        """Tell the sessions what they work on."""
+        ray.get(self.queue.open.remote([context]))
+
+    def run(self, tasks: list[Task], present: set[str]) -> dict[str, Any]:
+        """Submit tasks, wait for all, and return their results by key.
+
+        Raises:
+            LsatError: when a task failed or all sessions have died.
+        """
+        if not tasks:
+            return {}
+        keys = [t.key for t in tasks]
+        ray.get(self.queue.submit.remote(tasks, present))
+        while (states := ray.get(self.queue.wait.remote(keys, 2.0))) is None:
+            if not any(t.is_alive() for t in self._threads):
+                reason = self._errors[0] if self._errors else "they ended early"
+                raise LsatError(f"training: no session is left to train in ({reason}); the same command resumes")
+        for state, result in states.values():
+            if state == "failed":
+                raise LsatError(str(result))
+        ray.get(self.queue.forget.remote([t.key for t in tasks if isinstance(t, Score)]))
+        return {k: result for k, (_, result) in states.items()}
+
+    def close(self) -> None:
+        """Let the workers end and wait for them."""
+        ray.get(self.queue.close.remote())
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+
+class Worker:
+    """One rank of a session: the backbone, loaded once, and what it has read."""
+
+    def __init__(self, context: Context, engine: EngineConfig, rank: int) -> None:
+        import torch
+
+        from lsat_ray.adapters.lora import AdaptedBackbone
+        from lsat_ray.adapters.recommender import Recommender
+        from lsat_ray.adapters.store import AdapterStore
+        from lsat_ray.backbone.load import load
+        from lsat_ray.prompts.encode import Encoder
+
+        torch.set_num_threads(engine.threads)
+        self.context = context
+        self.settings = engine
+        self.rank = rank
+        backbone = load(context.config.backbone, Path(context.backbone))
+        self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
+        self.model = AdaptedBackbone(backbone, context.config.lora, engine.checkpointing)
+        self.store = AdapterStore(Path(context.store))
+        self.recommender = Recommender(self.model, self.store, engine.batch_tokens)
+        self.engine = _engine(engine)
+        self._encoded: dict[Slice, Any] = {}
+
+    def encode(self, slices: tuple[Slice, ...], as_of: int) -> Any:
+        """Read slices through the replayer and encode each once."""
+        from lsat_ray.prompts.batch import join
+
+        missing = [s for s in slices if s not in self._encoded]
+        if missing:
+            refs = ray.get(self.context.replayer.read.remote(missing, as_of))
+            for s, samples in zip(missing, ray.get(refs), strict=True):
+                self._encoded[s] = self.encoder(samples)
+        return join([self._encoded[s] for s in slices])
+
+    def run(self, task: Task) -> Any:
+        """Do a task; every rank returns, rank 0's result counts."""
+        return self._fit(task) if isinstance(task, Fit) else self._score(task)
+
+    def _fit(self, task: Fit) -> dict[str, Any]:
+        from lsat_ray.adapters.train import fit
+
+        spec = task.spec
+        if spec.digest in self.store:
+            return self.store.manifest(spec.digest)["facts"]
+        began = time.perf_counter()
+        initial = self.store.load(spec.init.digest) if spec.init else None
+        train, validation = self.encode(spec.train, task.as_of), self.encode(spec.validation, task.as_of)
+        read = time.perf_counter() - began
+        fitted = fit(spec, self.model, train, validation, self.engine, self.settings, initial)
+        facts = {"auc": fitted.auc, "best_step": fitted.best_step, "steps": fitted.steps, "targets": fitted.targets}
+        if self.rank == 0:
+            self.store.publish(
+                spec, fitted.adapter, facts, self.context.config.backbone.path, (validation.row, fitted.margin)
+            )
+        seconds = {"encode": read, **fitted.seconds}
+        return {**facts, "seconds": seconds, "wall": time.perf_counter() - began}
+
+    def _score(self, task: Score) -> tuple[np.ndarray, list[np.ndarray]]:
+        from lsat_ray.adapters.train import sharded_margins
+
+        encoded = self.encode(task.slices, task.as_of)
+        self.recommender.prepare([task.model])
+        out = []
+        for _, adapter in self.recommender.passes(task.model):
+            with self.engine.whole(self.model):
+                if adapter is not None:
+                    self.model.wear(adapter)
+            self.engine.begin(self.model, self.context.config.recipe, 1)
+            if adapter is None:
+                with self.model.bare():
+                    out.append(sharded_margins(self.model, self.engine, encoded, self.settings.batch_tokens))
+            else:
+                out.append(sharded_margins(self.model, self.engine, encoded, self.settings.batch_tokens))
+            self.engine.finish()
+        return encoded.row, out
+
+
+def _engine(config: EngineConfig) -> Any:
+    if config.kind == "torch":
+        from lsat_ray.adapters.train import TorchEngine
+
+        return TorchEngine()
+    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(int(config.zero))
+
+
+def session_loop(loop: dict[str, Any]) -> None:
+    """Take tasks until the queue closes; the train function of every worker."""
+    from ray import train
+    from torch import distributed
+
+    queue, session, engine = loop["queue"], loop["session"], loop["engine"]
+    rank = train.get_context().get_world_rank()
+
+    def shared(call: Any) -> Any:
+        """Let rank 0 ask and tell the others, so that all ranks do the same."""
+        answer = [ray.get(call()) if rank == 0 else None]
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            distributed.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    shared(lambda: queue.restart.remote(session))
+    _warm_imports()
+    context = None
+    while context is None:
+        context = shared(lambda: queue.context.remote(5.0))
+        if context is None and shared(lambda: queue.take.remote(session, 0.0)) == CLOSED:
+            return
+    worker = Worker(context, engine, rank)
+    while (task := shared(lambda: queue.take.remote(session, 10.0))) != CLOSED:
+        if task is None:
+            continue
+        try:
+            result = worker.run(task)
+        except LsatError as error:
+            ray.get(queue.fail.remote(task.key, str(error)))
+            raise
+        if rank == 0:
+            ray.get(queue.done.remote(task.key, result))
+
+
+def _warm_imports() -> None:
+    """Import what takes seconds while the driver still builds the backbone."""
+    import peft
+    import transformers
+
+    import lsat_ray.adapters.train
+
+    assert peft and transformers and lsat_ray.adapters.train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.score import ensemble, probability, score
+from lsat_ray.adapters.score import ensemble, part, probability, score
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.batch import Encoded
+from lsat_ray.prompts.batch import Encoded, token_budget_batches
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Model:
         return Model(**{**tree, "adapters": tuple(tree["adapters"]), "weights": tuple(tree["weights"])})
 
 
+Pass = tuple[Any, Adapter | None]
+"""A forward pass over the samples: what identifies it, and the adapter that is worn (None: the frozen backbone)."""
+
+
 class Recommender:
     """Score encoded samples with any models; one forward pass a distinct adapter."""
 
@@ -61,37 +65,46 @@ class Recommender:
         self.batch_tokens = batch_tokens
         self._adapters: dict[str, Adapter] = {}
         self._merged: dict[Any, Adapter] = {}
+        self._shapes = {name: tuple(p.shape) for name, p in backbone.slot_parameters().items()}
 
     def prepare(self, models: Iterable[Model]) -> None:
-        """Load and verify every adapter of the models, and drop those of no model.
+        """Load, verify and merge every adapter of the models, and drop those of no model.
+
+        The model itself is not touched, so another thread may score meanwhile. To hold the next models beside the
+        current ones, name both; to drop the current ones later, name the next alone, which then reads nothing.
 
         Raises:
             LsatError: when one is missing, damaged or does not fit; what was prepared before stays.
         """
-        wanted = {digest for model in models for digest in model.adapters}
-        loaded = {d: self._adapters.get(d) or self.store.load(d) for d in sorted(wanted)}
-        self._adapters = loaded
-        self._merged = {}
+        models = list(models)
+        wanted = sorted({digest for model in models for digest in model.adapters})
+        adapters = {d: self._adapters.get(d) or self._fitting(d) for d in wanted}
+        merged = {}
+        for model in models:
+            if model.merge not in ("frozen", "single", "output-ensemble"):
+                key = _merge_key(model)
+                merged[key] = self._merged.get(key) or _merge(model, adapters)
+        self._adapters, self._merged = adapters, merged
 
-    def passes(self, model: Model) -> list[tuple[Any, Adapter | None]]:
-        """Return the forward passes of a model as (key, adapter): one an ensemble member, else one.
+    def passes(self, model: Model) -> list[Pass]:
+        """Return the passes whose margins a model combines: one an ensemble member, else one.
 
-        Equal keys are equal passes, whichever model asks for them. None is the frozen backbone.
+        Raises:
+            LsatError: when the model was not prepared.
         """
         if model.merge == "frozen":
             return [("frozen", None)]
-        held = [self._held(d) for d in model.adapters]
         if model.merge in ("single", "output-ensemble"):
-            return list(zip(model.adapters, held, strict=True))
-        if model.merge not in PARAMETER_MERGES:
-            raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
-        key = (model.merge, model.adapters, model.weights)
+            return [(digest, self._held(digest)) for digest in model.adapters]
+        key = _merge_key(model)
         if key not in self._merged:
-            self._merged[key] = PARAMETER_MERGES[model.merge](held, model.weights)
+            for digest in model.adapters:
+                self._held(digest)
+            self._merged[key] = _merge(model, self._adapters)
         return [(key, self._merged[key])]
 
     def margins(self, model: Model, encoded: Encoded, known: dict[Any, np.ndarray] | None = None) -> list[np.ndarray]:
-        """Return the margins that a model combines: one an ensemble member, else one.
+        """Return the margins float32 [N] that a model combines.
 
         Args:
             model: prepared before.
@@ -110,10 +123,57 @@ class Recommender:
         known: dict[Any, np.ndarray] = {}
         return [combine(model, self.margins(model, encoded, known)) for model in models]
 
+    def steps(
+        self, models: Sequence[Model], passes: Sequence[list[Pass]], encoded: Encoded
+    ) -> Generator[None, None, list[np.ndarray]]:
+        """Score as `scores` does, bit for bit, with a pause after each batch in which others may use the backbone.
+
+        Args:
+            models: what to score with.
+            passes: their `passes`, taken before: a `prepare` in a pause changes nothing here.
+            encoded: the samples.
+        """
+        groups = token_budget_batches(encoded, self.batch_tokens)
+        known: dict[Any, np.ndarray] = {}
+        for key, adapter in (one for several in passes for one in several):
+            if key in known:
+                continue
+            known[key] = np.empty(len(encoded.row), dtype=np.float32)
+            for group in groups:
+                index, value = part(self.backbone, adapter, encoded, self.batch_tokens, group)
+                known[key][index] = value
+                yield
+        return [combine(m, [known[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
+
     def _held(self, digest: str) -> Adapter:
         if digest not in self._adapters:
             raise LsatError(f"adapter {digest[:12]} was not prepared; call prepare with its model first")
         return self._adapters[digest]
+
+    def _fitting(self, digest: str) -> Adapter:
+        """Load an adapter and compare its modules and shapes with the backbone's."""
+        adapter = self.store.load(digest)
+        for name in sorted(self._shapes.keys() | adapter.state.keys()):
+            expected, found = self._shapes.get(name), adapter.state.get(name)
+            if expected is None or found is None:
+                raise LsatError(f"adapter {digest[:12]}: {name} is on one side only; check lora.targets")
+            shape = (adapter.rank, expected[1]) if ".lora_A." in name else (expected[0], adapter.rank)
+            if tuple(found.shape) != shape:
+                raise LsatError(
+                    f"adapter {digest[:12]}: {name} is {tuple(found.shape)}, this backbone needs {shape}; "
+                    "it was trained for another backbone"
+                )
+        return adapter
+
+
+def _merge_key(model: Model) -> tuple[str, tuple[str, ...], tuple[float, ...]]:
+    return (model.merge, model.adapters, model.weights)
+
+
+def _merge(model: Model, adapters: dict[str, Adapter]) -> Adapter:
+    if model.merge not in PARAMETER_MERGES:
+        raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
+    return PARAMETER_MERGES[model.merge]([adapters[d] for d in model.adapters], model.weights)
 
 
 def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:

@@ -37,15 +37,25 @@ def margins(
     return np.concatenate(indices), np.concatenate(values)
 
 
-def score(model: AdaptedBackbone, adapter: Adapter | None, encoded: Encoded, batch_tokens: int = 16384) -> np.ndarray:
-    """Return float32 [N], l_Yes - l_No of every target in the order of `encoded.row`; None is the frozen backbone."""
+def part(
+    model: AdaptedBackbone,
+    adapter: Adapter | None,
+    encoded: Encoded,
+    batch_tokens: int = 16384,
+    sequences: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (index, margin) of the targets of some sequences (all when None); None is the frozen backbone."""
     model.eval()
     if adapter is None:
         with model.bare():
-            index, value = margins(model, encoded, model.device, batch_tokens)
-    else:
-        model.wear(adapter)
-        index, value = margins(model, encoded, model.device, batch_tokens)
+            return margins(model, encoded, model.device, batch_tokens, sequences)
+    model.wear(adapter)
+    return margins(model, encoded, model.device, batch_tokens, sequences)
+
+
+def score(model: AdaptedBackbone, adapter: Adapter | None, encoded: Encoded, batch_tokens: int = 16384) -> np.ndarray:
+    """Return float32 [N], l_Yes - l_No of every target in the order of `encoded.row`; None is the frozen backbone."""
+    index, value = part(model, adapter, encoded, batch_tokens)
     out = np.empty(len(index), dtype=np.float32)
     out[index] = value
     return out

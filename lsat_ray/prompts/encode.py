@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ class Encoder:
         """Encode samples in the configured layout."""
         return exact(self, samples)
 
+    def with_titles(self, titles: Sequence[str]) -> Encoder:
+        """Return the same encoder over other titles, such as those of a request."""
+        twin = copy.copy(self)
+        twin.titles = [sanitise(t) for t in titles]
+        return twin
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [self._opening + ids for ids in encoded]
@@ -35,13 +42,17 @@ class Encoder:
     def prompt_ids(self, samples: Samples) -> list[list[int]]:
         """Return the token ids of each sample's prompt; the oldest history goes where a prompt is too long.
 
+        A history shorter than the table's is padded on the left with items of -1, which are left out.
+
         Raises:
             LsatError: when a target's title alone does not fit.
         """
+        padding = (samples.history_item < 0).sum(axis=1)
         word, limit = self.config.item_word, self.config.max_tokens
 
         def text(i: int, skip: int) -> str:
-            history, labels = samples.history_item[i, skip:], samples.history_label[i, skip:]
+            start = padding[i] + skip
+            history, labels = samples.history_item[i, start:], samples.history_label[i, start:]
             return prompt_text(self.titles, history, labels, int(samples.item[i]), word)
 
         prompts = self._ids([text(i, 0) for i in range(len(samples))])

@@ -36,7 +36,7 @@ class Frozen:
     """Weight of the O-LoRA penalty."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdapterSpec:
     """Everything that decides an adapter's weights; its SHA-256 is the adapter's name in the store."""
 
@@ -90,6 +90,17 @@ class AdapterSpec:
                 "weight": self.frozen.weight,
             }
         return tree
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by digest: specs nest, and field by field a chain could take 2^t steps."""
+        return isinstance(other, AdapterSpec) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        rows = " ".join(f"{s.part}{s.period}" for s in self.train[-3:])
+        return f"AdapterSpec({self.digest[:12]}, {len(self.train)} slices up to {rows}, seed {self.seed})"
 
     def parents(self) -> tuple[AdapterSpec, ...]:
         """Return the adapters that must exist before this one can be trained."""

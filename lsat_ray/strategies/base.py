@@ -21,6 +21,8 @@ class Setting:
     """Fingerprint of the periods."""
     config: Experiment
     seed: int
+    rows: tuple[int, ...] = ()
+    """Rows of D_1..D_T; needed by strategies whose buffers are a share of a period."""
 
     def spec(
         self, train: Sequence[Slice], validation: int, init: AdapterSpec | None = None, keep_old: bool = False
@@ -48,6 +50,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """Merge weights that are learned by gradient, not chosen from a grid (`adapters.coefficients`)."""
+
+    adapters: tuple[AdapterSpec, ...]
+    """Whose merge is fitted: the plan's own adapters, or an earlier period's (SML, methods.md 7.2)."""
+    rows: tuple[Slice, ...]
+    """Slices whose loss is minimised; none of them may be newer than the plan's period."""
+    pull: float = 0.1
+    """Weight of mean((w - 1/M)^2), the L2 pull towards the uniform average of M adapters."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a strategy wants after period t."""
 
@@ -59,6 +73,12 @@ class Plan:
     """Candidate weights; with more than one, V_t decides (the first best wins)."""
     space: str = "probability"
     """What an output ensemble averages."""
+    fit: Fit | None = None
+    """With it the grid is empty: the weights are `fit_coefficients` of it, one a (adapter, module)."""
+
+    def specs(self) -> tuple[AdapterSpec, ...]:
+        """Return every adapter that must exist before the plan can be carried out."""
+        return self.adapters + (self.fit.adapters if self.fit else ())
 
 
 class Strategy(Protocol):

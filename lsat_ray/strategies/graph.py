@@ -1,0 +1,37 @@
+"""The graph of distinct adapters that strategies need over a run of periods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.strategies.base import Strategy
+
+
+def closure(specs: Iterable[AdapterSpec]) -> list[AdapterSpec]:
+    """Return the specs and everything they start from, each digest once, parents before children."""
+    order: dict[str, AdapterSpec] = {}
+    stack = [(spec, False) for spec in reversed(list(specs))]
+    while stack:  # no recursion: a chain is as long as the stream
+        spec, parents_done = stack.pop()
+        if spec.digest in order:
+            continue
+        if parents_done:
+            order[spec.digest] = spec
+        else:
+            stack.append((spec, True))
+            stack += [(parent, False) for parent in reversed(spec.parents())]
+    return list(order.values())
+
+
+def needed(strategies: Sequence[Strategy], periods: Iterable[int]) -> list[AdapterSpec]:
+    """Return the distinct adapters that must be trained, in an order in which each one's parents come first.
+
+    For the seven rows of Table 2 over periods 10 to 19 these are 39 (methods.md 10).
+
+    Args:
+        strategies: the rows.
+        periods: the t after which a model is wanted.
+    """
+    plans = [plan for t in periods for s in strategies if (plan := s.plan(t)) is not None]
+    return closure(spec for plan in plans for spec in plan.specs())

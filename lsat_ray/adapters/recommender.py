@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.score import ensemble, part, probability, score
+from lsat_ray.adapters.model import Model, combine
+from lsat_ray.adapters.score import part, score
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, token_budget_batches
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a strategy serves after a period: named adapters and how they become one score.
-
-    Attributes say all that a score depends on, so `digest` identifies it in every answer.
-    """
-
-    strategy: str
-    period: int
-    """Period after which it was made; it is tested on the next."""
-    merge: str
-    """`frozen` (no adapter), `single`, `output-ensemble`, or a key of `PARAMETER_MERGES`."""
-    adapters: tuple[str, ...] = ()
-    """Digests in the store, in the order of the weights."""
-    weights: tuple[float, ...] = ()
-    space: str = "probability"
-    """What an output ensemble averages."""
-    seed: int = 0
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the fields, 64 hex digits."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(tree: dict[str, Any]) -> Model:
-        """Read what `to_json` wrote."""
-        return Model(**{**tree, "adapters": tuple(tree["adapters"]), "weights": tuple(tree["weights"])})
-
 
 Pass = tuple[Any, Adapter | None]
 """A forward pass over the samples: what identifies it, and the adapter that is worn (None: the frozen backbone)."""
@@ -174,10 +137,3 @@ def _merge(model: Model, adapters: dict[str, Adapter]) -> Adapter:
     if model.merge not in PARAMETER_MERGES:
         raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
     return PARAMETER_MERGES[model.merge]([adapters[d] for d in model.adapters], model.weights)
-
-
-def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:
-    """Return P(like) float64 [N] from the margins that the model combines."""
-    if model.merge == "output-ensemble":
-        return ensemble(margin, model.weights, model.space)
-    return probability(margin[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -59,22 +59,3 @@ def score(model: AdaptedBackbone, adapter: Adapter | None, encoded: Encoded, bat
     out = np.empty(len(index), dtype=np.float32)
     out[index] = value
     return out
-
-
-def probability(margin: np.ndarray) -> np.ndarray:
-    """Return P(Yes) among {Yes, No}: the sigmoid of the margin, float64."""
-    return 1.0 / (1.0 + np.exp(-np.asarray(margin, dtype=np.float64)))
-
-
-def ensemble(margin: Sequence[np.ndarray], weight: Sequence[float], space: str = "probability") -> np.ndarray:
-    """Return the scores of an output ensemble (LSAT equation 3), in (0, 1).
-
-    Args:
-        margin: one [N] array a member, aligned row by row.
-        weight: the members' weights, summing to 1.
-        space: average P(Yes) (`probability`) or the margins (`logit`).
-    """
-    members = [np.asarray(m, dtype=np.float64) for m in margin]
-    if space == "logit":
-        return probability(np.sum([w * m for w, m in zip(weight, members, strict=True)], axis=0))
-    return np.asarray(np.sum([w * probability(m) for w, m in zip(weight, members, strict=True)], axis=0))

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsat_ray.adapters.recommender import Model
+from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.data.periods import Slice
 

@@ -1,0 +1,71 @@
+"""What answers for a strategy, and how margins become its score; plain NumPy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a strategy serves after a period: named adapters and how they become one score.
+
+    Attributes say all that a score depends on, so `digest` identifies it in every answer.
+    """
+
+    strategy: str
+    period: int
+    """Period after which it was made; it is tested on the next."""
+    merge: str
+    """`frozen` (no adapter), `single`, `output-ensemble`, or a key of `PARAMETER_MERGES`."""
+    adapters: tuple[str, ...] = ()
+    """Digests in the store, in the order of the weights."""
+    weights: tuple[float, ...] = ()
+    space: str = "probability"
+    """What an output ensemble averages."""
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fields, 64 hex digits."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(tree: dict[str, Any]) -> Model:
+        """Read what `to_json` wrote."""
+        return Model(**{**tree, "adapters": tuple(tree["adapters"]), "weights": tuple(tree["weights"])})
+
+
+def probability(margin: np.ndarray) -> np.ndarray:
+    """Return P(Yes) among {Yes, No}: the sigmoid of the margin, float64."""
+    return 1.0 / (1.0 + np.exp(-np.asarray(margin, dtype=np.float64)))
+
+
+def ensemble(margin: Sequence[np.ndarray], weight: Sequence[float], space: str = "probability") -> np.ndarray:
+    """Return the scores of an output ensemble (LSAT equation 3), in (0, 1).
+
+    Args:
+        margin: one [N] array a member, aligned row by row.
+        weight: the members' weights, summing to 1.
+        space: average P(Yes) (`probability`) or the margins (`logit`).
+    """
+    members = [np.asarray(m, dtype=np.float64) for m in margin]
+    if space == "logit":
+        return probability(np.sum([w * m for w, m in zip(weight, members, strict=True)], axis=0))
+    return np.asarray(np.sum([w * probability(m) for w, m in zip(weight, members, strict=True)], axis=0))
+
+
+def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:
+    """Return P(like) float64 [N] from the margins that the model combines."""
+    if model.merge == "output-ensemble":
+        return ensemble(margin, model.weights, model.space)
+    return probability(margin[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.errors import LsatError
@@ -69,12 +70,13 @@ def windows(log: Interactions, history: int = 10, ties: str = "file-order") -> S
     Raises:
         LsatError: when no user has enough interactions.
     """
-    order = np.lexsort((np.arange(len(log)), log.timestamp, log.user))
+    order = np.lexsort((log.timestamp, log.user))  # stable: ties keep the file's order
     user, stamp = log.user[order], log.timestamp[order]
-    start = np.searchsorted(user, user, side="left")  # where this user's run begins
     position = np.arange(len(order))
+    new_user = np.r_[True, user[1:] != user[:-1]]
+    start = np.maximum.accumulate(np.where(new_user, position, 0))  # first event of the target's user
     if ties == "exclude":
-        new_group = np.r_[True, (user[1:] != user[:-1]) | (stamp[1:] != stamp[:-1])]
+        new_group = new_user | np.r_[True, stamp[1:] != stamp[:-1]]
         last = np.maximum.accumulate(np.where(new_group, position, 0))  # first event of the target's second
     else:
         last = position
@@ -83,18 +85,20 @@ def windows(log: Interactions, history: int = 10, ties: str = "file-order") -> S
         raise LsatError(
             f"samples: no user has more than {history} interactions; lower data.history or give a longer log"
         )
-    past = last[keep, None] + np.arange(-history, 0)
-    by_time = np.lexsort((order[keep], stamp[keep]))
-    keep, past = keep[by_time], past[by_time]
-    target, before = order[keep], order[past]
+    keep = keep[np.lexsort((order[keep], stamp[keep]))]
+    target, oldest = order[keep], last[keep] - history
+
+    def histories(column: np.ndarray) -> np.ndarray:
+        return sliding_window_view(column[order], history)[oldest]  # whole rows at once: no [N, H] index
+
     return Samples(
         row=np.arange(len(keep), dtype=np.int64),
         user=log.user[target].astype(np.int32),
         item=log.item[target].astype(np.int32),
         label=log.label[target].astype(np.uint8),
         timestamp=log.timestamp[target].astype(np.int64),
-        history_item=log.item[before].astype(np.int32),
-        history_label=log.label[before].astype(np.uint8),
-        history_timestamp=log.timestamp[before].astype(np.int64),
+        history_item=histories(log.item.astype(np.int32)),
+        history_label=histories(log.label.astype(np.uint8)),
+        history_timestamp=histories(log.timestamp.astype(np.int64)),
         probability=None if log.probability is None else log.probability[target],
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lsat_ray.config import DataConfig, PeriodsConfig, load
@@ -85,14 +86,15 @@ def test_count_cut_covers_the_last_samples_evenly(n, number, keep):
         assert periods.rows(before).timestamp.max() <= periods.rows(after).timestamp.min()
 
 
-@given(rows=st.integers(2, 500), share=st.sampled_from([0.1, 0.2, 0.25, 0.5]))
+@given(rows=st.integers(2, 500), share=st.sampled_from(["0.1", "0.2", "0.3", "0.7", "0.9"]))
+@example(rows=10, share="0.9")  # (1 - 0.9) * 10 is 0.99... in floats
 @settings(max_examples=80, deadline=None)
 def test_train_and_validation_part_a_period(rows, share):
     samples = windows(log_at(np.arange(2 * rows + 1)), 1)
-    periods = Periods(samples, ("a", "b"), (0, rows, 2 * rows), share)
+    periods = Periods(samples, ("a", "b"), (0, rows, 2 * rows), float(share))
     train, validation = periods.rows(2, "train"), periods.rows(2, "validation")
     assert train.row.tolist() + validation.row.tolist() == list(range(rows, 2 * rows))
-    assert len(train) == int((1 - share) * rows + 1e-9)
+    assert len(train) == (1 - Fraction(share)) * rows // 1
 
 
 def test_time_cut_has_equal_spans():

@@ -94,6 +94,12 @@ def test_drift_follows_the_periods_borders():
         assert len({next(iter(found[item, t])) for t in range(5) if (item, t) in found}) > 1  # and moves between
 
 
+def test_the_warmup_is_earlier_periods_of_the_same_length():
+    period = synthetic._period(np.arange(25 + 30), warmup=25, samples=30, periods=3)
+    assert np.bincount(period).tolist() == [5, 10, 10, 10, 10, 10]
+    assert (np.diff(period) >= 0).all()
+
+
 def test_no_drift_is_one_truth_for_ever():
     knobs = {"taste": 0, "positivity": 0, "items": 12, "warmup": 400, "users": 40, "drift": 0}
     found = by_title_and_period(stream(5, 1_000, **knobs), 400, 1_000, 5)

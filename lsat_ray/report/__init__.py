@@ -1,1 +1,34 @@
 """Tables, figures and the HTML report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsat_ray.errors import LsatError
+
+
+def write(run_dir: Path) -> Path:
+    """Build a run's report: `figures/*.svg|png|csv` and `report.html`.
+
+    A part whose file is missing is left out, and a line of the report says so.
+
+    Returns:
+        the path of `report.html`.
+
+    Raises:
+        LsatError: when the folder does not exist, or one of its files is not what the contract says.
+    """
+    # Imported here: matplotlib and scikit-learn take a second that a worker need not spend.
+    from lsat_ray.report import figures, html, study, tables
+    from lsat_ray.report.folder import RunFolder
+
+    if not run_dir.is_dir():
+        raise LsatError(f"{run_dir}: no such run folder; give the folder of a run, as in runs/default")
+    run = RunFolder(run_dir)
+    table = None
+    if run.metrics is not None and not run.metrics.empty:
+        table = tables.mean_auc(run.metrics, run.scores)
+    drawn, missing = figures.draw(run, table)
+    extra = study.sections(run)
+    figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")
+    return html.write(run_dir / "report.html", html.page(run, table, drawn, missing, extra))

@@ -1,0 +1,267 @@
+"""The figures of a run. Each function returns a `Drawn`: the figure, its title, its caption and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lsat_ray.report import account
+from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.style import BLUE, GREY, STAGE_COLOURS, Drawn, drawing, label_ends, label_points, look, save
+from lsat_ray.report.tables import NAIVE, ORACLE, REFERENCE
+
+
+def draw(run: RunFolder, table: pd.DataFrame | None) -> tuple[list[Drawn], list[str]]:
+    """Draw everything that the run has files for.
+
+    Args:
+        run: the run folder.
+        table: `tables.mean_auc` of it.
+
+    Returns:
+        the figures in the report's order, and a line for each one that is left out.
+    """
+    drawn: list[Drawn] = []
+    missing: list[str] = []
+    if run.metrics is None or table is None or run.metrics.empty:
+        missing.append("AUC per period: the run has no metrics.parquet")
+    else:
+        drawn.append(auc_per_period(run.metrics))
+        if table["delta"].notna().any():
+            drawn.append(differences(table))
+        else:
+            missing.append(f"Differences from {REFERENCE}: scores of {REFERENCE} and of another strategy are needed")
+    if run.coefficients is None or run.coefficients.empty:
+        missing.append("Chosen coefficients: the run has no search/coefficients.parquet")
+    else:
+        drawn.append(coefficients(run.coefficients))
+    if run.timings is None or run.timings.empty:
+        missing.append("Cost per period, wall clock and frontier: the run has no timings.parquet")
+        return drawn, missing
+    if (run.timings["period"] > 0).any():
+        drawn.append(cost_per_period(run.timings))
+    drawn.append(wall_clock(run.timings))
+    if table is not None:
+        seeds = run.metrics["seed"].nunique() if run.metrics is not None else 1
+        cost = account.training(run.timings, run.ledger, table["strategy"], seeds)
+        if cost.empty:
+            missing.append("Frontier: neither timings nor ledger say which strategy an adapter was trained for")
+        else:
+            drawn.append(frontier(table.merge(cost, on="strategy", how="left")))
+    return drawn, missing
+
+
+def write(drawn: Sequence[Drawn], folder: Path) -> None:
+    """Save every figure as SVG and PNG with its data as CSV beside it."""
+    for one in drawn:
+        save(one, folder)
+
+
+def auc_per_period(metrics: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
+    """Draw the AUC on every tested period (methods.md 2, Fig. 5), and below it the difference from the reference.
+
+    Args:
+        metrics: columns strategy, period, seed, auc; seeds are averaged.
+        reference: strategy whose AUC is subtracted in the lower panel (which is left out where it is missing).
+    """
+    wide = metrics.pivot_table(index="period", columns="strategy", values="auc", aggfunc="mean")
+    order = wide.mean().sort_values(ascending=False).index.tolist()
+    adapted = [s for s in order if s not in (*NAIVE, ORACLE, "frozen")]
+    panels = reference in adapted and len(adapted) > 1
+    height = max(3.2, 0.19 * len(order)) + (max(2.2, 0.19 * len(adapted)) if panels else 0)
+    with drawing():
+        figure = Figure(figsize=(8.4, height))
+        ratios = [max(3.2, 0.19 * len(order)), max(2.2, 0.19 * len(adapted))] if panels else [1]
+        stack = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        figure.subplots_adjust(left=0.08, right=0.78, top=1 - 0.3 / height, bottom=0.45 / height, hspace=0.14)
+        _lines(stack[0], wide[order], order)
+        stack[0].set_title("AUC on the tested period")
+        if panels:
+            delta = wide[adapted].sub(wide[reference], axis=0)
+            _lines(stack[1], delta, order)
+            stack[1].set_title(f"AUC minus that of {reference}")
+        stack[-1].set_xlabel("tested period")
+    data = metrics[[c for c in ("strategy", "period", "seed", "auc", "auc_low", "auc_high") if c in metrics]]
+    caption = "Every strategy is scored on a period before it may learn from it. Seeds are averaged."
+    if ORACLE in order:
+        caption += " The oracle knows the true probabilities: nothing can be expected to pass it."
+    return Drawn("auc_per_period", "AUC per period", caption, figure, data)
+
+
+def differences(table: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
+    """Draw every strategy's difference of mean AUC from the reference with its interval.
+
+    Args:
+        table: `tables.mean_auc`.
+        reference: what was subtracted.
+    """
+    rows = table[table["delta"].notna()].sort_values("delta", ignore_index=True)
+    with drawing():
+        height = 0.9 + 0.24 * len(rows)
+        figure = Figure(figsize=(8.4, height))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.22, right=0.97, top=1 - 0.08 / height, bottom=0.55 / height)
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
+        axes.axvline(0, color="#444444", lw=0.8)
+        for y, row in enumerate(rows.to_dict("records")):
+            sure = row["p_adjusted"] < 0.05
+            colour = BLUE if sure else GREY
+            axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=1.6)
+            axes.plot(row["delta"], y, "o", color=colour, ms=5, mfc=colour if sure else "white")
+        axes.set_yticks(range(len(rows)), rows["strategy"])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel(f"mean AUC minus that of {reference}")
+    caption = (
+        "95 % intervals from a paired bootstrap over users. Filled: different after Holm's correction at .05; "
+        "hollow: no difference found."
+    )
+    columns = ["strategy", "delta", "ci_low", "ci_high", "p", "p_adjusted", "verdict"]
+    return Drawn("differences", f"Difference from {reference}", caption, figure, rows[columns])
+
+
+def coefficients(tried: pd.DataFrame) -> Drawn:
+    """Draw which coefficient was chosen in each period and how flat the optimum is.
+
+    Args:
+        tried: columns seed, period, strategy, coefficient, auc (on V_t), chosen.
+    """
+    strategies = sorted(tried["strategy"].unique())
+    loss = tried.assign(
+        loss=tried["auc"] - tried.groupby(["strategy", "seed", "period"])["auc"].transform("max"),
+        chosen=tried["chosen"].astype(bool),
+    )
+    with drawing():
+        figure = Figure(figsize=(8.4, 3.1))
+        left, right = figure.subplots(1, 2)
+        figure.subplots_adjust(left=0.08, right=0.83, top=0.9, bottom=0.16, wspace=0.3)
+        looks = {s: look(s, i) for i, s in enumerate(strategies)}
+        ends = {}
+        for s in strategies:
+            mine = loss[loss["strategy"] == s]
+            chosen = mine[mine["chosen"]].groupby("period")["coefficient"].mean()
+            left.plot(chosen.index, chosen, **looks[s])
+            by_value = mine.groupby("coefficient")["loss"]
+            mean = by_value.mean()
+            right.plot(mean.index, mean, **looks[s])
+            right.fill_between(
+                mean.index, by_value.quantile(0.25), by_value.quantile(0.75), color=looks[s]["color"], alpha=0.12, lw=0
+            )
+            ends[s] = (float(mean.index[-1]), float(mean.iloc[-1]))
+        left.set_ylim(-0.04, 1.04)
+        left.set_title("Chosen coefficient (1: long-term alone)")
+        left.set_xlabel("updated period")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.set_title("Validation AUC below its period's best")
+        right.set_xlabel("coefficient")
+        label_ends(right, ends, looks)
+    caption = (
+        "Left: the weight of the long-term adapter that won on the validation rows (seeds averaged). Right: what "
+        "another coefficient would have lost there; mean over periods and seeds, the band holds half of them. A flat "
+        "line means that the choice hardly matters."
+    )
+    data = loss[["seed", "period", "strategy", "coefficient", "auc", "loss", "chosen"]]
+    return Drawn("coefficients", "Chosen coefficients", caption, figure, data)
+
+
+def cost_per_period(timings: pd.DataFrame) -> Drawn:
+    """Draw the worker-seconds of every period, by stage."""
+    table = account.per_period(timings[timings["stage"] != "idle"])
+    with drawing():
+        figure = Figure(figsize=(8.4, 3.1))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.08, right=0.83, top=0.95, bottom=0.16)
+        floor = np.zeros(len(table))
+        for stage in table.columns:
+            colour = STAGE_COLOURS.get(stage, GREY)
+            axes.bar(table.index, table[stage], bottom=floor, color=colour, width=0.75, label=stage)
+            floor += table[stage].to_numpy()
+        axes.set_xlabel("period")
+        axes.set_ylabel("seconds of work")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(*_reversed(axes), loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+    data = table.reset_index().melt(id_vars="period", var_name="stage", value_name="seconds")
+    caption = "Seconds of work by stage, summed over workers: work done in parallel counts once a worker."
+    return Drawn("cost_per_period", "Cost per period", caption, figure, data)
+
+
+def wall_clock(timings: pd.DataFrame) -> Drawn:
+    """Draw where the wall clock went."""
+    data = account.wall_clock(timings)
+    good, rows = account.goodput(data), data.iloc[::-1].reset_index(drop=True)
+    with drawing():
+        height = 0.7 + 0.26 * len(rows)
+        figure = Figure(figsize=(8.4, height))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.14, right=0.97, top=1 - 0.05 / height, bottom=0.45 / height)
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
+        axes.barh(rows.index, rows["seconds"], color=[STAGE_COLOURS.get(s, GREY) for s in rows["stage"]], height=0.7)
+        axes.set_yticks(rows.index, rows["stage"])
+        longest = float(rows["seconds"].max())
+        for y, row in enumerate(rows.to_dict("records")):
+            text = f" {row['seconds']:.1f} s, {row['share']:.1%}"
+            axes.text(row["seconds"], y, text, va="center", fontsize=8, color="#333333")
+        axes.set_xlim(0, longest * 1.18)
+        axes.set_xlabel("seconds of wall clock")
+    caption = f"Each second is booked to one stage. Goodput, the share in training steps and scoring, is {good:.1%}."
+    return Drawn("wall_clock", "Wall clock", caption, figure, data)
+
+
+def frontier(table: pd.DataFrame) -> Drawn:
+    """Draw mean AUC against the seconds of training that a strategy needs by itself.
+
+    Args:
+        table: columns strategy, mean_auc, training_seconds (NaN: needs no training, drawn as a level).
+    """
+    trained = table[table["training_seconds"].notna()].sort_values("training_seconds")
+    levels = table[table["training_seconds"].isna() & (table["strategy"] == "frozen")]
+    with drawing():
+        figure = Figure(figsize=(8.4, 3.6))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.09, right=0.8, top=0.95, bottom=0.14)
+        looks = {s: look(s, i) for i, s in enumerate(table["strategy"])}
+        for row in trained.to_dict("records"):
+            style = looks[row["strategy"]] | {"linestyle": "none", "marker": looks[row["strategy"]]["marker"] or "o"}
+            axes.plot(row["training_seconds"], row["mean_auc"], ms=6, **style)
+        for row in levels.to_dict("records"):
+            axes.axhline(row["mean_auc"], color=looks[row["strategy"]]["color"], lw=1, ls="--")
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel("seconds of training, were the strategy run alone (one seed, all periods)")
+        axes.set_ylabel("mean AUC")
+        axes.set_xlim(0, axes.get_xlim()[1])
+        points = {r["strategy"]: (r["training_seconds"], r["mean_auc"]) for r in trained.to_dict("records")}
+        label_points(axes, points, looks)
+        right = axes.get_xlim()[1]
+        label_ends(axes, {r["strategy"]: (right, r["mean_auc"]) for r in levels.to_dict("records")}, looks)
+    columns = [c for c in ("strategy", "mean_auc", "trainings", "training_seconds") if c in table]
+    caption = "Up and to the left is better. Adapters that strategies share count in full for each."
+    return Drawn("frontier", "AUC against training", caption, figure, pd.concat([trained, levels])[columns])
+
+
+def _lines(axes: Axes, wide: pd.DataFrame, order: list[str]) -> None:
+    looks = {s: look(s, order.index(s)) for s in wide.columns}
+    for strategy in wide.columns:
+        # A line of one point would be invisible without a marker.
+        marker = looks[strategy]["marker"] or ("." if wide[strategy].count() == 1 else "")
+        axes.plot(wide.index, wide[strategy], **(looks[strategy] | {"marker": marker}))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.02)
+    axes.set_ylim(*axes.get_ylim())
+    ends = {}
+    for strategy in wide.columns:
+        known = wide[strategy].dropna()
+        if len(known):
+            ends[strategy] = (float(known.index[-1]), float(known.iloc[-1]))
+    label_ends(axes, ends, looks)
+
+
+def _reversed(axes: Axes) -> tuple[list, list]:
+    handles, labels = axes.get_legend_handles_labels()
+    return handles[::-1], labels[::-1]

@@ -1,0 +1,120 @@
+"""A run folder, read: everything that the report draws, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lsat_ray.errors import LsatError
+from lsat_ray.evaluation.significance import Key, Runs, Scored
+
+METRICS = ["strategy", "period", "seed", "auc"]
+TIMINGS = ["period", "stage", "subject", "start", "seconds"]
+COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Read a run folder part by part; a part that is not there is None (or empty) and the report says so.
+
+    Files: `metrics.parquet`, `timings.parquet`, `search/coefficients.parquet`,
+    `scores/<strategy>/seed<k>/period<tt>.parquet`, `config.resolved.yaml`, `versions.json`, `ledger.jsonl`,
+    `table2.csv` and `study/<figure>.csv`.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run: its folder's."""
+        return self.path.resolve().name
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame | None:
+        """One row per strategy, tested period and seed, or None."""
+        return self._parquet("metrics.parquet", METRICS)
+
+    @cached_property
+    def timings(self) -> pd.DataFrame | None:
+        """One row per timed stage (`start` and `seconds` in seconds, `period` 0 where it is of none), or None."""
+        return self._parquet("timings.parquet", TIMINGS)
+
+    @cached_property
+    def coefficients(self) -> pd.DataFrame | None:
+        """One row per coefficient tried (`auc` is that on V_t), or None."""
+        return self._parquet("search/coefficients.parquet", COEFFICIENTS)
+
+    @cached_property
+    def config(self) -> str | None:
+        """The resolved config as text, or None."""
+        return self._text("config.resolved.yaml")
+
+    @cached_property
+    def versions(self) -> dict[str, Any]:
+        """Versions by package; empty when not recorded."""
+        text = self._text("versions.json")
+        if text is None:
+            return {}
+        try:
+            tree = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise LsatError(f"{self.path / 'versions.json'}: not JSON ({error}); delete it and run again") from error
+        return tree if isinstance(tree, dict) else {"versions": tree}
+
+    @cached_property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Records of the ledger; a last line that was cut off by a kill is left out."""
+        lines = (self._text("ledger.jsonl") or "").splitlines()
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    break
+                raise LsatError(f"{self.path / 'ledger.jsonl'}: line {number}: not JSON ({error})") from error
+            if isinstance(record, dict):
+                records.append(record)
+        return records
+
+    @cached_property
+    def scores(self) -> dict[str, Runs]:
+        """Scores by strategy, seed and period; empty when none are kept."""
+        root = self.path / "scores"
+        found: dict[str, dict[Key, Scored]] = {}
+        for file in sorted(root.glob("**/seed*/period*.parquet")):
+            seed, period = file.parent.name.removeprefix("seed"), file.stem.removeprefix("period")
+            if not seed.isdecimal() or not period.isdecimal():
+                continue
+            strategy = file.parent.parent.relative_to(root).as_posix()
+            columns = ["row", "user", "label", "score"]
+            frame = self._parquet(file.relative_to(self.path), columns)
+            if frame is not None:
+                found.setdefault(strategy, {})[Key(int(seed), int(period))] = Scored.of(frame)
+        return dict(found)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """Return a table of the study (`table2`, or `fig2` .. `fig5` under `study/`), or None."""
+        for file in (self.path / f"{name}.csv", self.path / "study" / f"{name}.csv"):
+            if file.is_file():
+                return pd.read_csv(file)
+        return None
+
+    def _text(self, name: str) -> str | None:
+        file = self.path / name
+        return file.read_text() if file.is_file() else None
+
+    def _parquet(self, name: str | Path, columns: list[str]) -> pd.DataFrame | None:
+        file = self.path / name
+        if not file.is_file():
+            return None
+        frame = pd.read_parquet(file)
+        missing = [c for c in columns if c not in frame]
+        if missing:
+            raise LsatError(f"{file}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+        return frame

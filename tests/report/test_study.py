@@ -1,0 +1,115 @@
+"""Table 2 and Figures 2 to 5 from frames."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from lsat_ray import report
+from lsat_ray.errors import LsatError
+from lsat_ray.report import study
+from lsat_ray.report.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def table(whole_run):
+    run = RunFolder(whole_run)
+    trainings = pd.DataFrame(
+        {"strategy": ["full-retraining", "lsat-en(10)"], "trainings": [10, 11], "training_seconds": [90.0, 20.0]}
+    )
+    return study.table2(run.metrics, run.scores, trainings)
+
+
+@pytest.fixture(scope="module")
+def cross():
+    """Two strategies; models of periods 1 to 3 tested on periods 2 to 4; `warm` knows items below 10 only."""
+    rng, parts = np.random.default_rng(0), []
+    for strategy in ("all", "warm"):
+        for trained in (1, 2, 3):
+            for tested in range(2, 5):
+                item = np.arange(200) % 20
+                signal = rng.normal(size=200)
+                score = np.where(item < 10, signal, 0.0) if strategy == "warm" else signal
+                label = (signal + 0.3 * rng.normal(size=200) > 0).astype(int)
+                frame = {"strategy": strategy, "seed": 0, "trained": trained, "tested": tested}
+                parts.append(pd.DataFrame(frame | {"item": item, "label": label, "score": score}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_table2_has_the_columns_of_the_issue_and_the_order_of_the_paper(table):
+    assert list(table.columns) == [
+        "strategy", "mean_auc", "ci_low", "ci_high", "delta", "p_adjusted", "verdict", "trainings", "training_seconds",
+    ]  # fmt: skip
+    paper = list(study.PAPER["ml-1m"])
+    assert table["strategy"].tolist()[: len(paper)] == paper
+    row = table.set_index("strategy").loc["lsat-en(10)"]
+    assert (row["trainings"], row["training_seconds"]) == (11, 20)
+    assert row["ci_low"] < row["delta"] < row["ci_high"]
+
+
+def test_the_paper_beside_ours(table):
+    both = study.beside_paper(table, "amazon-book").set_index("strategy")
+    assert both.loc["lsat-en(10)", "paper_auc"] == 0.7830
+    assert both.loc["lsat-en(10)", "paper_delta"] == pytest.approx(0.0050)
+    assert np.isnan(both.loc["frozen", "paper_auc"])
+    with pytest.raises(LsatError, match="no numbers for 'ml-latest-small'"):
+        study.beside_paper(table, "ml-latest-small")
+
+
+@pytest.mark.parametrize(
+    ("log", "order"),
+    [
+        ("ml-1m", "lsat-en(10) lsat-en(full) lsat-ta(10) full-retraining short-term long-term fine-tuning"),
+        ("amazon-book", "lsat-en(10) lsat-en(full) lsat-ta(10) short-term long-term full-retraining fine-tuning"),
+    ],
+)
+def test_the_papers_numbers_have_the_papers_order(log, order):
+    assert sorted(study.PAPER[log], key=study.PAPER[log].get, reverse=True) == order.split()
+
+
+def test_fig2_is_every_periods_model_on_the_last_period(cross):
+    curve = study.curve_on(cross, tested=4)
+    assert curve.groupby("strategy")["trained"].apply(list).to_dict() == {"all": [1, 2, 3], "warm": [1, 2, 3]}
+    mine = cross.query("strategy == 'all' and trained == 2 and tested == 4")
+    got = curve.query("strategy == 'all' and trained == 2")["auc"].item()
+    assert got == pytest.approx(roc_auc_score(mine["label"], mine["score"]))
+
+
+def test_a_model_is_not_tested_on_what_it_learnt_from(cross):
+    assert study.curve_on(cross, tested=2)["trained"].tolist() == [1, 1]
+
+
+def test_fig4_keeps_the_rows_of_warm_items(cross):
+    curve = study.curve_on(cross, tested=4, items=np.arange(10)).set_index(["strategy", "trained"])
+    assert (curve["rows"] == 100).all()
+    assert curve.loc[("warm", 3), "auc"] > 0.9
+
+
+def test_fig3_splits_warm_from_cold(cross):
+    split = study.warm_and_cold(cross, trained=2, warm=np.arange(10)).set_index(["strategy", "split"])
+    assert (split["rows"] == 200).all()  # half of periods 3 and 4
+    assert split.loc[("warm", "cold"), "auc"] == 0.5
+    assert split.loc[("all", "cold"), "auc"] > 0.9
+
+
+def test_frames_without_a_column_are_refused(cross):
+    with pytest.raises(LsatError, match="no column item, score"):
+        study.curve_on(cross.drop(columns=["item", "score"]), 4)
+
+
+def test_the_report_shows_the_study(whole_run, table, cross, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    extra = pd.DataFrame({"rank": [1, 2], "auc": [0.61, 0.62]})
+    curve = study.curve_on(cross, 4)
+    figures = {"fig2": curve, "fig3": study.warm_and_cold(cross, 2, np.arange(10)), "fig4": curve}
+    written = study.write(run, table2=table, capacity=extra, **figures)
+    assert written[0] == run / "table2.csv"
+    text = report.write(run).read_text()
+    for word in ("Table 2", "(Fig. 2)", "(Fig. 3)", "(Fig. 4)", "training_seconds", "capacity", ".6200"):
+        assert word in text
+    for name in figures:
+        assert (run / "figures" / f"{name}.svg").is_file()
+    assert pd.read_csv(run / "figures" / "fig3.csv")["rows"].tolist() == [200] * 4

@@ -36,8 +36,16 @@ class Encoder:
         return twin
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [self._opening + ids for ids in encoded]
+        return [self._opening + ids for ids in self.pieces(texts)]
+
+    def pieces(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of texts, nothing added; `<s>` in a title is three characters, not a special token."""
+        if not texts:
+            return []
+        encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return encoded
 
     def prompt_ids(self, samples: Samples) -> list[list[int]]:
         """Return the token ids of each sample's prompt; the oldest history goes where a prompt is too long.

@@ -1,0 +1,135 @@
+"""The store: complete or absent, verified when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lsat_ray.adapters import store as storing
+from lsat_ray.adapters.lora import Adapter
+from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.adapters.store import CONFIG, MANIFEST, WEIGHTS, AdapterStore
+from lsat_ray.config import LoraSettings, PromptConfig, Recipe
+from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
+
+NAME = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def spec(seed: int = 0) -> AdapterSpec:
+    """Return some spec."""
+    part = (Slice(1, "train"),)
+    return AdapterSpec("b" * 64, "d" * 64, part, part, PromptConfig(), LoraSettings(), Recipe(), seed)
+
+
+def adapter() -> Adapter:
+    """Return some adapter of rank 2."""
+    state = {f"{NAME}.lora_A.weight": torch.randn(2, 6), f"{NAME}.lora_B.weight": torch.randn(5, 2)}
+    return Adapter(state, 2, 4.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    """Return a store with one adapter."""
+    shop = AdapterStore(tmp_path / "adapters")
+    shop.publish(spec(), adapter(), {"auc": 0.7}, "base")
+    return shop
+
+
+def test_what_is_published_comes_back(tmp_path: Path) -> None:
+    shop, made = AdapterStore(tmp_path / "deep" / "adapters"), adapter()
+    assert spec().digest not in shop
+    folder = shop.publish(spec(), made, {"auc": 0.7}, "base")
+    read = shop.load(spec().digest)
+    assert folder.name == spec().digest
+    assert all(torch.equal(read.state[k], v) for k, v in made.state.items())
+    assert (read.rank, read.alpha) == (2, 4.0)
+    assert shop.manifest(spec().digest)["facts"] == {"auc": 0.7}
+    assert shop.digests() == [spec().digest]
+
+
+def test_same_adapter_same_bytes(tmp_path: Path) -> None:
+    made = adapter()
+    folders = [AdapterStore(tmp_path / n).publish(spec(), made, {}, "base") for n in "ab"]
+    for name in (WEIGHTS, CONFIG, MANIFEST):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_a_second_publisher_changes_nothing(store: AdapterStore) -> None:
+    before = (store.path(spec().digest) / WEIGHTS).read_bytes()
+    store.publish(spec(), adapter(), {}, "base")
+    assert (store.path(spec().digest) / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("where", [0, 0.5, -1])
+def test_a_flipped_byte_is_refused_by_name(store: AdapterStore, name: str, where: float) -> None:
+    path = store.path(spec().digest) / name
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data)) if where >= 0 else -1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LsatError, match=rf"{name}.*damaged"):
+        store.load(spec().digest)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_torn_or_missing_file_is_refused_by_name(store: AdapterStore, name: str) -> None:
+    path = store.path(spec().digest) / name
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(LsatError, match=rf"{name}.*damaged"):
+        store.load(spec().digest)
+    path.unlink()
+    with pytest.raises(LsatError, match=rf"{name}: missing"):
+        store.load(spec().digest)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00"])
+def test_a_broken_manifest_is_refused(store: AdapterStore, text: str) -> None:
+    (store.path(spec().digest) / MANIFEST).write_text(text)
+    with pytest.raises(LsatError, match=r"manifest\.json: not JSON"):
+        store.load(spec().digest)
+
+
+def test_an_adapter_under_anothers_name_is_refused(store: AdapterStore) -> None:
+    shutil.copytree(store.path(spec().digest), store.path(spec(1).digest))
+    with pytest.raises(LsatError, match="describes adapter"):
+        store.load(spec(1).digest)
+
+
+def test_an_absent_adapter_says_so(store: AdapterStore) -> None:
+    with pytest.raises(LsatError, match="no such adapter"):
+        store.load("0" * 64)
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_peft_config", "_sync", "rename"])
+def test_a_death_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise OSError("the machine went away")
+
+    shop = AdapterStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os if moment == "rename" else storing, moment, die)
+        with pytest.raises(OSError, match="went away"):
+            shop.publish(spec(), adapter(), {}, "base")
+    assert spec().digest not in shop
+    assert shop.digests() == []
+    shop.publish(spec(), adapter(), {}, "base")
+    shop.load(spec().digest)
+
+
+def test_leftovers_of_a_kill_are_no_adapters(store: AdapterStore) -> None:
+    torn = store.root / f".{spec(2).digest}.abc"
+    torn.mkdir()
+    (torn / MANIFEST).write_text("{}")
+    assert store.digests() == [spec().digest]
+    assert spec(2).digest not in store
+
+
+def test_the_config_is_pefts(store: AdapterStore) -> None:
+    tree = json.loads((store.path(spec().digest) / CONFIG).read_text())
+    assert (tree["peft_type"], tree["r"], tree["lora_alpha"]) == ("LORA", 2, 4.0)

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 from lsat_ray.errors import LsatError
-from lsat_ray.strategies.base import Plan, Setting, Strategy
+from lsat_ray.strategies.base import Fit, Plan, Setting, Strategy
+from lsat_ray.strategies.cumulative import CUMULATIVE
+from lsat_ray.strategies.evolving import EVOLVING
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.full_retraining import FullRetraining
 from lsat_ray.strategies.long_term import LongTerm
 from lsat_ray.strategies.lsat import LsatEN, LsatENFull, LsatTA
+from lsat_ray.strategies.merged import MERGED
 from lsat_ray.strategies.short_term import ShortTerm
 
 STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
@@ -18,9 +21,12 @@ STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
     "lsat-en": LsatEN,
     "lsat-en-full": LsatENFull,
     "lsat-ta": LsatTA,
+    **MERGED,
+    **EVOLVING,
+    **CUMULATIVE,
 }
 
-__all__ = ["STRATEGIES", "Plan", "Setting", "Strategy", "make"]
+__all__ = ["STRATEGIES", "Fit", "Plan", "Setting", "Strategy", "make"]
 
 
 def make(setting: Setting) -> list[Strategy]:

@@ -1,0 +1,132 @@
+"""The rows beyond Table 2: what they train, what they share, what they are fitted on."""
+
+import pytest
+
+from lsat_ray.adapters.spec import Regulariser
+from lsat_ray.config import Experiment, ReplayConfig
+from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
+from lsat_ray.strategies import STRATEGIES, Plan, Setting, make
+from lsat_ray.strategies.cumulative import CUMULATIVE
+from lsat_ray.strategies.evolving import EVOLVING
+from lsat_ray.strategies.graph import needed
+from lsat_ray.strategies.merged import MERGED
+
+
+def setting(names: tuple[str, ...] = (), m: int = 10, rows: tuple[int, ...] = (1000,) * 20) -> Setting:
+    return Setting("b", "d", Experiment(replay=ReplayConfig(long_periods=m), strategies=names), 0, rows)
+
+
+def plan(name: str, t: int) -> Plan:
+    found = STRATEGIES[name](setting()).plan(t)
+    assert found is not None
+    return found
+
+
+def test_merges_train_nothing_that_the_ensemble_does_not() -> None:
+    free = tuple(n for n in MERGED if n != "sml")
+    alone = {s.digest for s in needed(make(setting(("lsat-en",))), range(10, 20))}
+    assert {s.digest for s in needed(make(setting(("lsat-en", *free))), range(10, 20))} == alone
+    with_sml = {s.digest for s in needed(make(setting(("lsat-en", "sml"))), range(10, 20))}
+    assert len(with_sml - alone) == 2  # long(9) and short(9), on which period 10 is learned
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "merge", "space", "candidates"),
+    [
+        ("lsat-delta", "lsat-delta(10)", "delta-arithmetic", "probability", 11),
+        ("lsat-linear", "lsat-linear(10)", "peft-linear", "probability", 11),
+        ("lsat-svd", "lsat-svd(10)", "svd", "probability", 11),
+        ("lsat-ties", "lsat-ties(10)", "ties", "probability", 11),
+        ("lsat-dare", "lsat-dare(10)", "dare", "probability", 11),
+        ("lsat-prune", "lsat-prune(10)", "magnitude-prune", "probability", 11),
+        ("lsat-en-logit", "lsat-en-logit(10)", "output-ensemble", "logit", 11),
+        ("lsat-en-half", "lsat-en-half(10)", "output-ensemble", "probability", 1),
+    ],
+)
+def test_merged_rows(name: str, row: str, merge: str, space: str, candidates: int) -> None:
+    strategy = STRATEGIES[name](setting())
+    made = plan(name, 14)
+    assert (strategy.name, made.merge, made.space, len(made.grid)) == (row, merge, space, candidates)
+    assert made.fit is None
+    assert made.adapters == plan("lsat-en", 14).adapters
+
+
+def test_the_fixed_ensemble_is_fixed() -> None:
+    assert plan("lsat-en-half", 14).grid == ((0.5, 0.5),)
+
+
+def test_learned_weights_are_fitted_on_the_validation_rows_of_t() -> None:
+    made = plan("lsat-learned", 14)
+    assert (made.merge, made.grid) == ("learned-delta", ())
+    assert made.fit is not None
+    assert made.fit.adapters == made.adapters == plan("lsat-en", 14).adapters
+    assert made.fit.rows == (Slice(14, "validation"),)
+
+
+def test_sml_learns_on_the_period_after_the_adapters_it_merges() -> None:
+    made = plan("sml", 14)
+    assert made.adapters == plan("lsat-en", 14).adapters
+    assert made.fit is not None
+    assert made.fit.adapters == plan("lsat-en", 13).adapters
+    assert made.fit.rows == (Slice(14, "all"),)
+    assert all(s.period < 14 for a in made.fit.adapters for s in (*a.train, *a.validation))
+    first = plan("sml", 1)
+    assert (first.fit, first.merge, first.grid) == (None, "delta-arithmetic", ((0.5, 0.5),))
+
+
+@pytest.mark.parametrize("name", sorted(EVOLVING))
+def test_evolving_rows_are_fine_tuning_without_the_fall_back(name: str) -> None:
+    (one,) = plan(name, 6).adapters
+    (other,) = plan("fine-tuning", 6).adapters
+    assert (one.train, one.validation, one.keep_old) == (other.train, other.validation, False)
+    assert one.init is not None
+    assert one.init == plan(name, 5).adapters[0]
+    assert plan(name, 1).adapters == plan("full-retraining", 1).adapters
+    assert one.frozen is None
+
+
+def test_peso_and_its_controls_differ_in_the_penalty_alone() -> None:
+    penalties = {name: plan(name, 6).adapters[0].regulariser for name in EVOLVING}
+    assert penalties == {
+        "single-evolving": None,
+        "peso": Regulariser("softmax-kl", 2.0, "sum"),
+        "peso-mean": Regulariser("softmax-kl", 2.0, "mean"),
+        "peso-l2": Regulariser("l2", 2.0, "sum"),
+        "peso-orthogonal": Regulariser("orthogonal", 2.0, "sum"),
+        "replay": None,
+    }
+
+
+def test_replay_asks_for_half_a_period_and_for_its_size() -> None:
+    spec = STRATEGIES["replay"](setting(rows=(1000, 1001, 600))).plan(3).adapters[0]
+    assert spec.replay == 300
+    assert spec.init is not None
+    assert (spec.init.replay, spec.init.init.replay if spec.init.init else None) == (500, 0)
+    with pytest.raises(LsatError, match=r"Setting\.rows"):
+        STRATEGIES["replay"](setting(rows=())).plan(2)
+
+
+@pytest.mark.parametrize("name", sorted(CUMULATIVE))
+def test_cumulative_rows_freeze_what_came_before(name: str) -> None:
+    (one,) = plan(name, 6).adapters
+    chain = [plan(name, t).adapters[0] for t in range(1, 6)]
+    assert one.frozen is not None
+    latest = name.endswith("latest-inherit")
+    assert one.frozen.adapters == tuple(chain[-1:] if latest else chain)
+    assert one.init == (chain[-1] if latest else None)
+    assert one.train == (Slice(6, "train"), Slice(5, "validation"))
+    assert not one.keep_old
+    assert chain[0] == plan("full-retraining", 1).adapters[0]
+
+
+def test_cumulative_kinds() -> None:
+    kinds = {name: plan(name, 3).adapters[0].frozen.kind for name in CUMULATIVE}  # type: ignore[union-attr]
+    assert kinds == {
+        "cumulative": "sum",
+        "cumulative-latest-inherit": "sum",
+        "sd-lora": "sd",
+        "sd-lora-latest-inherit": "sd",
+        "o-lora": "orthogonal",
+        "inf-lora": "inf",
+    }

@@ -37,3 +37,10 @@ def connect() -> bool:
     else:
         ray.init(logging_level="WARNING", log_to_driver=False)
     return here
+
+
+def disconnect() -> None:
+    """Shut down the cluster that `connect` started."""
+    import ray
+
+    ray.shutdown()

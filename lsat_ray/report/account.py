@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-STAGES = ("train", "score", "search", "publish", "serve", "backbone", "start-up", "idle")
+STAGES = ("train", "score", "search", "encode", "publish", "serve", "backbone", "start-up", "report", "idle")
 """Stages by precedence: where several run at once, the wall clock is booked to the first of them."""
 
 GOODPUT = ("train", "score")
@@ -22,7 +22,7 @@ def wall_clock(timings: pd.DataFrame) -> pd.DataFrame:
     """Book every second between the first start and the last end to one stage.
 
     Stages may overlap (several workers, a stage inside another): a moment belongs to the stage that comes first in
-    `STAGES` (stages unknown here come after `start-up`), and to `unaccounted` when none runs. A resumed run's pause
+    `STAGES` (stages unknown here come last but for `idle`), and to `unaccounted` when none runs. A resumed run's pause
     thus shows as unaccounted.
 
     Args:

@@ -11,10 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lsat_ray.evaluation.significance import short
 from lsat_ray.report import account
 from lsat_ray.report.folder import RunFolder
-from lsat_ray.report.style import BLUE, GREY, STAGE_COLOURS, Drawn, drawing, label_ends, label_points, look, save
+from lsat_ray.report.style import (
+    BLUE,
+    GREY,
+    STAGE_COLOURS,
+    Drawn,
+    drawing,
+    familiar,
+    label_ends,
+    label_points,
+    look,
+    save,
+)
 from lsat_ray.report.tables import NAIVE, ORACLE, REFERENCE
+
+CROWD = 14
+"""More strategies than that cannot be told apart as lines."""
 
 
 def draw(run: RunFolder, table: pd.DataFrame | None) -> tuple[list[Drawn], list[str]]:
@@ -74,23 +89,30 @@ def auc_per_period(metrics: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
     order = wide.mean().sort_values(ascending=False).index.tolist()
     adapted = [s for s in order if s not in (*NAIVE, ORACLE, "frozen")]
     panels = reference in adapted and len(adapted) > 1
-    height = max(3.2, 0.19 * len(order)) + (max(2.2, 0.19 * len(adapted)) if panels else 0)
+    named = order if len(order) <= CROWD else [s for s in order if familiar(s)]
     with drawing():
+        ratios = [max(3.2, 0.19 * len(named)), *([max(2.2, 0.19 * len(adapted))] if panels else [])]
+        height = sum(ratios) + 0.6
         figure = Figure(figsize=(8.4, height))
-        ratios = [max(3.2, 0.19 * len(order)), max(2.2, 0.19 * len(adapted))] if panels else [1]
         stack = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
         figure.subplots_adjust(left=0.08, right=0.78, top=1 - 0.3 / height, bottom=0.45 / height, hspace=0.14)
-        _lines(stack[0], wide[order], order)
+        stack[0].plot(wide.index, wide[[s for s in order if s not in named]], color="#cccccc", lw=0.8)
+        _lines(stack[0], wide[named], order)
         stack[0].set_title("AUC on the tested period")
         if panels:
             delta = wide[adapted].sub(wide[reference], axis=0)
-            _lines(stack[1], delta, order)
+            if len(order) <= CROWD:
+                _lines(stack[1], delta, order)
+            else:
+                _tiles(stack[1], delta)
             stack[1].set_title(f"AUC minus that of {reference}")
         stack[-1].set_xlabel("tested period")
     data = metrics[[c for c in ("strategy", "period", "seed", "auc", "auc_low", "auc_high") if c in metrics]]
     caption = "Every strategy is scored on a period before it may learn from it. Seeds are averaged."
     if ORACLE in order:
         caption += " The oracle knows the true probabilities: nothing can be expected to pass it."
+    if panels and len(order) > CROWD:
+        caption += " Tiles: purple is better than the reference, orange worse; the number is the mean."
     return Drawn("auc_per_period", "AUC per period", caption, figure, data)
 
 
@@ -260,6 +282,20 @@ def _lines(axes: Axes, wide: pd.DataFrame, order: list[str]) -> None:
         if len(known):
             ends[strategy] = (float(known.index[-1]), float(known.iloc[-1]))
     label_ends(axes, ends, looks)
+
+
+def _tiles(axes: Axes, delta: pd.DataFrame) -> None:
+    """Draw differences as coloured tiles, a row per strategy, purple for better and orange for worse."""
+    limit = float(np.nanmax(np.abs(delta.to_numpy()))) or 1.0
+    half = np.diff(delta.index.to_numpy(np.float64)).min() / 2 if len(delta) > 1 else 0.5
+    edges = np.r_[delta.index.to_numpy(np.float64) - half, delta.index[-1] + half]
+    axes.pcolormesh(edges, np.arange(delta.shape[1] + 1), delta.T, cmap="PuOr", vmin=-limit, vmax=limit, ec="white")
+    axes.grid(False)
+    axes.set_ylim(delta.shape[1], 0)
+    axes.tick_params(axis="y", left=False, labelleft=False)
+    for row, strategy in enumerate(delta.columns):
+        text = f"{short(delta[strategy].mean(), sign=True)}  {strategy}"
+        axes.annotate(text, (1.02, row + 0.5), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
 def _reversed(axes: Axes) -> tuple[list, list]:

@@ -73,7 +73,9 @@ STAGE_COLOURS = {
     "search": ORANGE,
     "publish": PINK,
     "serve": SKY,
+    "encode": RED,
     "backbone": YELLOW,
+    "report": "#c2c2c2",
     "start-up": "#a6a6a6",
     "idle": "#dddddd",
     "unaccounted": "#eeeeee",
@@ -117,6 +119,11 @@ def look(strategy: str, position: int = 0) -> dict[str, Any]:
             return {"color": colour, "linestyle": line, "marker": marker}
     line, marker = (("--", "x"), ("-.", "+"), (":", "*"))[position // len(_PALETTE) % 3]
     return {"color": _PALETTE[position % len(_PALETTE)], "linestyle": line, "marker": marker}
+
+
+def familiar(strategy: str) -> bool:
+    """Say whether a strategy has a look of its own: the paper's, the naive rows, the frozen backbone, the oracle."""
+    return any(re.fullmatch(pattern, strategy) for pattern, *_ in _KNOWN)
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -201,10 +208,10 @@ def save(drawn: Drawn, folder: Path) -> list[Path]:
     return [svg, png, csv]
 
 
-def _apart(wanted: list[float], gap: float) -> list[float]:
+def _apart(wanted: list[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
     """Return positions in the same order, at least `gap` apart and as close to `wanted` (ascending) as that allows.
 
-    Clusters of names that would overlap are spread around their common mean.
+    Clusters of names that would overlap are spread around their common mean, within [low, high] where they fit.
     """
     clusters: list[list[float]] = []
     for y in wanted:
@@ -212,7 +219,12 @@ def _apart(wanted: list[float], gap: float) -> list[float]:
         while len(clusters) > 1 and _span(clusters[-2], gap)[1] + gap > _span(clusters[-1], gap)[0]:
             last = clusters.pop()
             clusters[-1] = clusters[-1] + last
-    return [_span(c, gap)[0] + i * gap for c in clusters for i in range(len(c))]
+    places = [_span(c, gap)[0] + i * gap for c in clusters for i in range(len(c))]
+    for i in range(len(places) - 1, -1, -1):  # not above the axes ...
+        places[i] = min(places[i], high - (len(places) - 1 - i) * gap)
+    for i in range(len(places)):  # ... and, which comes first, not below
+        places[i] = max(places[i], low + i * gap)
+    return places
 
 
 def _meet(first: tuple[float, ...], second: tuple[float, ...]) -> bool:

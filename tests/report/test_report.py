@@ -11,7 +11,7 @@ import pytest
 
 from lsat_ray import report
 from lsat_ray.errors import LsatError
-from lsat_ray.report import style
+from lsat_ray.report import figures, style
 
 FIGURES = ("auc_per_period", "differences", "coefficients", "cost_per_period", "wall_clock", "frontier")
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -170,6 +170,22 @@ def test_names_at_line_ends_keep_apart_and_in_order():
     assert (np.diff(places) >= 0.05 - 1e-9).all()
     assert places[1] == pytest.approx(np.mean([0.1, 0.11, 0.11]))
     assert style._apart([0.1, 0.5], 0.05) == [0.1, 0.5]
+
+
+def test_names_at_line_ends_stay_beside_the_axes():
+    places = style._apart([0.97, 0.98, 0.99], 0.05)
+    assert places == pytest.approx([0.9, 0.95, 1.0])
+    assert style._apart([0.0, 0.01], 0.05) == pytest.approx([0.0, 0.05])
+
+
+def test_a_crowd_of_strategies_is_drawn_as_tiles_with_every_name():
+    names = ["full-retraining", "frozen", *(f"new-{i}" for i in range(20))]
+    rows = [(s, t, 0, 0.7 + 0.001 * i) for i, s in enumerate(names) for t in (11, 12, 13)]
+    drawn = figures.auc_per_period(pd.DataFrame(rows, columns=["strategy", "period", "seed", "auc"]))
+    written = " ".join(text.get_text() for axes in drawn.figure.axes for text in axes.texts)
+    for name in names:
+        assert name in written
+    assert "+.0210  new-19" in written
 
 
 def test_strategies_look_different(strategies):

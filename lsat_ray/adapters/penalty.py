@@ -1,0 +1,176 @@
+"""Penalties that are added to the loss: nearness to an earlier adapter, or orthogonality to earlier ones.
+
+All are computed in float32 at least, whatever the parameters' type: under bfloat16 the rounding of the softmax-KL is
+larger than its value (methods.md 5b). A group is one whole A or one whole B, flattened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lsat_ray.adapters.lora import Adapter
+from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.errors import LsatError
+
+Tensors = Mapping[str, torch.Tensor]
+"""LoRA weights by PEFT's file names, as in `Adapter.state`."""
+
+
+def softmax_kl(current: Tensors, reference: Tensors) -> torch.Tensor:
+    """Return the sum over groups of KL(softmax(v) || softmax(v_ref)), PESO's penalty.
+
+    With d = v - v_ref, p = softmax(v), q = softmax(v_ref): KL = E_p[d] - log E_q[exp d], d taken from its mean under
+    q, which changes nothing and keeps the digits that a difference of two log-softmaxes would lose.
+    """
+    return _over_groups(current, reference, _group_kl)
+
+
+def l2(current: Tensors, reference: Tensors) -> torch.Tensor:
+    """Return half the squared distance to the reference: PESO's framework with H = I."""
+    return _over_groups(current, reference, lambda v, r: 0.5 * (v - r).square().sum())
+
+
+def orthogonal(current: Tensors, reference: Tensors) -> torch.Tensor:
+    """Return the sum of squared entries of A A_ref^T and B^T B_ref (PESO's control; not zero at the reference)."""
+    total = _zero(current)
+    for name in sorted(current):
+        value, past = _widen(current[name]), _widen(reference[name])
+        product = value @ past.T if ".lora_A." in name else value.T @ past
+        total = total + product.square().sum()
+    return total
+
+
+def input_overlap(current: Tensors, past: Adapter) -> torch.Tensor:
+    """Return the sum over modules and earlier adapters of the squared entries of A_t A_i^T (O-LoRA, Wang 2023).
+
+    Args:
+        current: the weights that are trained.
+        past: the earlier adapters, their A one below the other.
+    """
+    total = _zero(current)
+    for module in past.modules():
+        name = f"{module}.lora_A.weight"
+        value = _widen(current[name])
+        total = total + (value @ past.state[name].to(value).T).square().sum()
+    return total
+
+
+PENALTIES: dict[str, Callable[[Tensors, Tensors], torch.Tensor]] = {
+    "softmax-kl": softmax_kl,
+    "l2": l2,
+    "orthogonal": orthogonal,
+}
+"""Penalties by `Regulariser.kind`; each is a sum over modules."""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A spec's weighted penalty on live parameters.
+
+    Every rank holds the same weights and so computes the same value; the step loop adds its share, one over workers
+    and micro-batches, to each backward pass, so that the summed gradient is that of the penalty once.
+    """
+
+    parameters: Callable[[], Mapping[str, torch.nn.Parameter]]
+    """Returns the trained LoRA weights."""
+    value: Callable[[Tensors], torch.Tensor]
+
+    def __call__(self) -> torch.Tensor:
+        """Return the weighted penalty, a scalar that can be differentiated.
+
+        Raises:
+            LsatError: when the weights are not whole on this worker (ZeRO-3 before its first forward pass).
+        """
+        current = self.parameters()
+        if any(p.numel() == 0 for p in current.values()):
+            raise LsatError(
+                "engine.zero: the penalty needs whole LoRA weights and ZeRO-3 has split them; use 0, 1 or 2"
+            )
+        return self.value(current)
+
+    def measure(self) -> tuple[float, float]:
+        """Return the penalty and the norm of its gradient, to be logged; touches no `.grad`."""
+        copies = {k: p.detach().clone().requires_grad_() for k, p in self.parameters().items()}
+        value = self.value(copies)
+        found = torch.autograd.grad(value, list(copies.values()), allow_unused=True)
+        norm = torch.stack([g.float().norm() for g in found if g is not None]).norm()
+        return float(value.detach()), float(norm)
+
+
+def of(
+    spec: AdapterSpec,
+    parameters: Callable[[], Mapping[str, torch.nn.Parameter]],
+    initial: Adapter | None,
+    past: Adapter | None,
+) -> Penalty | None:
+    """Return the penalty that a spec asks for, or None.
+
+    Args:
+        spec: its regulariser, and `frozen` of kind `orthogonal` (O-LoRA).
+        parameters: returns the training slot's weights.
+        initial: the reference of the regulariser.
+        past: the frozen earlier adapters, concatenated.
+
+    Raises:
+        LsatError: when a regulariser has no initial adapter to refer to.
+    """
+    terms: list[Callable[[Tensors], torch.Tensor]] = []
+    if spec.regulariser:
+        if initial is None:
+            raise LsatError("regulariser: it refers to the initial adapter, and this spec starts from none")
+        terms.append(_proximity(spec, initial))
+    if spec.frozen and spec.frozen.kind == "orthogonal":
+        if past is None:
+            raise LsatError("frozen: the O-LoRA penalty needs the earlier adapters")
+        strength, earlier = spec.frozen.weight, past
+        terms.append(lambda current: strength * input_overlap(current, earlier))
+    return Penalty(parameters, lambda current: _total(terms, current)) if terms else None
+
+
+def _proximity(spec: AdapterSpec, initial: Adapter) -> Callable[[Tensors], torch.Tensor]:
+    regulariser = spec.regulariser
+    assert regulariser is not None
+    over = len(initial.modules()) if regulariser.reduction == "mean" else 1
+    on_device: dict[str, torch.Tensor] = {}
+
+    def value(current: Tensors) -> torch.Tensor:
+        for name, tensor in initial.state.items():
+            if name not in on_device or on_device[name].device != current[name].device:
+                on_device[name] = tensor.detach().clone().to(current[name].device)
+        return regulariser.weight / over * PENALTIES[regulariser.kind](current, on_device)
+
+    return value
+
+
+def _total(terms: Sequence[Callable[[Tensors], torch.Tensor]], current: Tensors) -> torch.Tensor:
+    return torch.stack([term(current) for term in terms]).sum()
+
+
+def _group_kl(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    q = torch.softmax(reference.flatten(), dim=0)
+    moved = (value - reference).flatten()
+    moved = moved - (q * moved).sum().detach()
+    p = torch.softmax(value.flatten(), dim=0)
+    return (p * moved).sum() - torch.log1p((q * torch.expm1(moved)).sum())
+
+
+def _over_groups(
+    current: Tensors, reference: Tensors, group: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    total = _zero(current)
+    for name in sorted(reference):
+        value = _widen(current[name])
+        total = total + group(value, reference[name].to(value))
+    return total
+
+
+def _zero(current: Tensors) -> torch.Tensor:
+    return _widen(next(iter(current.values()))).new_zeros(())
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    """Return float32 of anything narrower."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

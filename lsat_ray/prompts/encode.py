@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from lsat_ray.config import PromptConfig
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded
+from lsat_ray.prompts.layouts import common, shared_history, stream
 from lsat_ray.prompts.tallrec import preamble, prompt_text, sanitise
 
 
@@ -26,8 +27,8 @@ class Encoder:
         self._preamble = self._ids([preamble(config.item_word)])[0]
 
     def __call__(self, samples: Samples) -> Encoded:
-        """Encode samples in the configured layout."""
-        return exact(self, samples)
+        """Encode samples in the configured layout; targets of one sequence stand together, known by their row."""
+        return LAYOUTS[self.config.layout](self, samples)
 
     def with_titles(self, titles: Sequence[str]) -> Encoder:
         """Return the same encoder over other titles, such as those of a request."""
@@ -46,6 +47,10 @@ class Encoder:
             "input_ids"
         ]
         return encoded
+
+    def shared_prefix(self, prompts: list[list[int]]) -> int:
+        """Return how many tokens of the preamble all prompts begin with, at least one of each left over."""
+        return min((min(len(ids) - 1, common(self._preamble, ids)) for ids in prompts), default=0)
 
     def prompt_ids(self, samples: Samples) -> list[list[int]]:
         """Return the token ids of each sample's prompt; the oldest history goes where a prompt is too long.
@@ -81,25 +86,23 @@ class Encoder:
 def exact(encoder: Encoder, samples: Samples) -> Encoded:
     """Encode one prompt a target; what the prompts share of the preamble becomes the prefix."""
     prompts = encoder.prompt_ids(samples)
-    shared = len(encoder._preamble)
-    for ids in prompts:
-        shared = min(shared, len(ids) - 1, _common(encoder._preamble, ids))
+    shared = encoder.shared_prefix(prompts)
     lengths = np.array([len(ids) - shared for ids in prompts], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    count = len(prompts)
     return Encoded(
         prefix=np.array(encoder._preamble[:shared], dtype=np.int32),
         tokens=np.array([t for ids in prompts for t in ids[shared:]], dtype=np.int32),
         offsets=offsets,
         answer=offsets[1:] - 1,
-        sequence=np.arange(count, dtype=np.int64),
+        sequence=np.arange(len(prompts), dtype=np.int64),
         row=samples.row,
         label=samples.label,
     )
 
 
-def _common(a: list[int], b: list[int]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+LAYOUTS: dict[str, Callable[[Encoder, Samples], Encoded]] = {
+    "exact": exact,
+    "shared-history": shared_history,
+    "stream": stream,
+}
+"""Encoders by `prompt.layout`."""

@@ -1,0 +1,193 @@
+"""Fit and score the torch models: deterministic given seed and threads, without side effects."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from lsat_ray.baselines.features import side_columns, side_table, title_vectors
+from lsat_ray.baselines.networks import Batch, Network, Sizes, build
+from lsat_ray.baselines.spec import ClassicalSpec
+from lsat_ray.data.periods import Periods
+from lsat_ray.data.windows import Samples, concatenate
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model and what fitting it took."""
+
+    state: State
+    """Tensors by name, ready for safetensors."""
+    validation_scores: np.ndarray
+    """float64, one for every row of the spec's validation slices, in their order."""
+    epochs: int
+    """Passes over the training rows that were made."""
+    best_epoch: int
+    """Pass whose weights were kept; 0 is the start."""
+    seconds: float
+    """Wall clock of the fit."""
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve, ties counted half; NaN when only one class is there."""
+    positive = labels.astype(bool)
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    if n1 == 0 or n0 == 0:
+        return float("nan")
+    return float((rankdata(scores)[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def training_rows(spec: ClassicalSpec, periods: Periods) -> Samples:
+    """Return the rows that a spec trains on: its slices, and the warm-up when it asks for it."""
+    rows = periods.select(spec.train)
+    before = periods.borders[0]
+    if not spec.warmup or before == 0 or spec.recipe.warmup_rows == 0:
+        return rows
+    return concatenate([periods.samples.take(slice(max(0, before - spec.recipe.warmup_rows), before)), rows])
+
+
+def to_batch(samples: Samples, side: np.ndarray, sizes: Sizes) -> Batch:
+    """Return samples as tensors; ids outside the tables become the row for unknown ids.
+
+    Args:
+        side: side features of every sample of the stream, looked up by `row`.
+    """
+
+    def ids(column: np.ndarray, limit: int) -> Tensor:
+        column = column.astype(np.int64)
+        return torch.from_numpy(np.where((column < 0) | (column >= limit), limit, column))
+
+    return Batch(
+        user=ids(samples.user, sizes.users),
+        item=ids(samples.item, sizes.items),
+        history=ids(samples.history_item, sizes.items),
+        liked=torch.from_numpy(samples.history_label.astype(np.int64)),
+        side=torch.from_numpy(np.ascontiguousarray(side[samples.row, : sizes.side])),
+    )
+
+
+def sizes_of(spec: ClassicalSpec, periods: Periods) -> Sizes:
+    """Return table sizes for the log's global vocabulary: ids not trained on keep their random start."""
+    samples = periods.samples
+    users = int(samples.user.max()) + 1
+    return Sizes(users, len(periods.titles), samples.history_item.shape[1], side_columns(spec.recipe.side))
+
+
+def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) -> Fitted:
+    """Fit one torch model; Adam's state starts anew, the epoch with the best validation AUC is kept."""
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        network, sizes = _network(spec, periods)
+        table = side_table(periods)
+        rows = training_rows(spec, periods)
+        train, y = to_batch(rows, table, sizes), torch.from_numpy(rows.label.astype(np.float32))
+        if initial is None:
+            _solve_side(network, train.side, y, spec.recipe.loss)
+        else:
+            network.load_state_dict(initial)
+        held = periods.select(spec.validation)
+        valid = to_batch(held, table, sizes)
+        best, best_score, best_epoch, epoch = _copy(network), -np.inf, 0, 0
+        if spec.init is None or spec.keep_old:
+            best_score = criterion(held.label, predict(network, valid))
+        optimiser = _optimiser(network, spec)
+        for epoch in range(1, spec.recipe.epochs + 1):
+            _epoch(network, optimiser, train, y, spec)
+            score = criterion(held.label, predict(network, valid))
+            if score > best_score:
+                best, best_score, best_epoch = _copy(network), score, epoch
+            elif epoch - best_epoch >= spec.recipe.patience:
+                break
+        network.load_state_dict(best)
+        scores = predict(network, valid)
+    return Fitted(best, scores, epoch, best_epoch, time.perf_counter() - started)
+
+
+def score_network(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> np.ndarray:
+    """Return the scores of samples, float64 [N]."""
+    with torch.random.fork_rng(devices=[]):
+        network, sizes = _network(spec, periods)
+    network.load_state_dict(state)
+    return predict(network, to_batch(samples, side_table(periods), sizes))
+
+
+@torch.no_grad()
+def predict(network: Network, batch: Batch, rows: int = 4096) -> np.ndarray:
+    """Return scores, float64 [N], in chunks of `rows`; the network is left in evaluation mode."""
+    network.eval()
+    n = len(batch.user)
+    parts = [network(Batch(*(c[i : i + rows] for c in batch))) for i in range(0, n, rows)]
+    return torch.cat(parts).double().numpy() if parts else np.empty(0)
+
+
+def _network(spec: ClassicalSpec, periods: Periods) -> tuple[Network, Sizes]:
+    sizes = sizes_of(spec, periods)
+    titles = torch.empty(0)
+    if spec.model == "deepmusic":
+        vectors = title_vectors(periods.titles)
+        titles = torch.from_numpy(np.vstack([vectors, np.zeros_like(vectors[:1])]))
+    return build(spec.model, sizes, spec.recipe, titles), sizes
+
+
+def criterion(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the AUC, or minus the squared error when the rows hold one class."""
+    area = auc(labels, scores)
+    return area if area == area else -float(np.mean((labels - scores) ** 2))
+
+
+def _copy(network: nn.Module) -> State:
+    return {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+
+def _solve_side(network: Network, side: Tensor, y: Tensor, loss: str) -> None:
+    """Start the side head at the ridge solution, so that fitting begins where the features alone end."""
+    x = torch.cat([side, torch.ones(len(side), 1)], dim=1).double()
+    gram = x.T @ x + 1.0 * torch.eye(x.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(gram, x.T @ y.double()).float()
+    if loss == "bce":  # slope of the logistic function at one half
+        weight = 4.0 * weight
+        weight[-1] -= 2.0
+    with torch.no_grad():
+        network.side.weight.copy_(weight[:-1][None])
+        network.side.bias.copy_(weight[-1:])
+
+
+def _optimiser(network: nn.Module, spec: ClassicalSpec) -> torch.optim.Adam:
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    dense = [p for p in network.parameters() if id(p) not in tables]
+    sparse = [p for p in network.parameters() if id(p) in tables]
+    recipe = spec.recipe
+    groups = [
+        {"params": dense, "weight_decay": recipe.weight_decay},
+        {"params": sparse, "weight_decay": 0.0, "lr": recipe.lr * recipe.table_lr},
+    ]
+    return torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+
+
+def _epoch(network: Network, optimiser: torch.optim.Adam, train: Batch, y: Tensor, spec: ClassicalSpec) -> None:
+    """Make one pass in random order.
+
+    Adam divides an untouched row's decay by its own size and would pull every unseen embedding to zero at the full
+    learning rate; hence the decay reaches only the rows that a batch touches.
+    """
+    network.train()
+    recipe = spec.recipe
+    objective = nn.functional.mse_loss if recipe.loss == "mse" else nn.functional.binary_cross_entropy_with_logits
+    tables = optimiser.param_groups[1]["params"]
+    for index in torch.randperm(len(y)).split(recipe.batch_size):
+        optimiser.zero_grad(set_to_none=True)
+        loss = objective(network(Batch(*(c[index] for c in train))), y[index])
+        loss.backward()
+        if recipe.weight_decay:
+            for table in tables:
+                touched = table.grad.mv(torch.ones(table.shape[1])).nonzero().squeeze(1)
+                table.grad.index_add_(0, touched, table.detach()[touched], alpha=recipe.weight_decay)
+        optimiser.step()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from fastapi import FastAPI
 from ray import ObjectRef, serve
 
@@ -102,8 +103,6 @@ class Scorer:
         backbone = load(setup.backbone, Path(setup.backbone_folder))
         store = AdapterStore(Path(setup.store_root))
         self.recommender = Recommender(AdaptedBackbone(backbone, setup.lora), store, setup.batch_tokens)
-        import ray
-
         titles = ray.get(setup.titles) if isinstance(setup.titles, ObjectRef) else setup.titles
         self.http_encoder = Encoder(backbone.tokenizer, setup.prompt, ())
         # A tokenizer is not safe on two threads: bulk has its own.
@@ -222,17 +221,27 @@ class Scorer:
         A replica that started after the prepare has nothing prepared: it reads `current.json`.
         """
         async with self.control_lock:
-            if self.prepared is None or self.prepared.version != version:
-                current = read_current(Path(self.setup.run_dir))
-                if current is None or current.version != version:
-                    return self._report(f"version {version} was not prepared here; publish it again")
-                if current == self.served:
-                    return self._report()
-                await asyncio.to_thread(self.recommender.prepare, (*self.served.models, *current.models))
-                self.prepared = current
-            self.served, self.prepared = self.prepared, None
-            self.recommender.prepare(self.served.models)  # drops the old ones; reads nothing
+            try:
+                await self._ensure_prepared(version)
+            except LsatError as error:
+                return self._report(str(error))
+            if self.prepared is not None:
+                self.served, self.prepared = self.prepared, None
+                self.recommender.prepare(self.served.models)  # drops the old ones; reads nothing
             return self._report()
+
+    async def _ensure_prepared(self, version: int) -> None:
+        """Leave `prepared` holding this version, or None when it is served already."""
+        if self.prepared is not None and self.prepared.version == version:
+            return
+        current = read_current(Path(self.setup.run_dir))
+        if current is None or current.version != version:
+            raise LsatError(f"version {version} was neither prepared here nor published; publish it again")
+        if current == self.served:
+            self.prepared = None
+            return
+        await asyncio.to_thread(self.recommender.prepare, (*self.served.models, *current.models))
+        self.prepared = current
 
     async def state(self) -> Report:
         """Say what is served and what is prepared."""

@@ -28,6 +28,8 @@ APP = "lsat_ray"
 """Name of the Serve application."""
 QUEUE = 4096
 """Requests that wait at a proxy before it answers 503."""
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""Logging of Serve: no line a request."""
 
 __all__ = ["APP", "Bulk", "Report", "application", "publish", "read_current", "start", "stop"]
 
@@ -50,7 +52,7 @@ def start(
     _check_current(Path(run_dir), AdapterStore(Path(store_root)))
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
     _claim(config.serve.host, config.serve.port)
-    serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+    serve.start(http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET)
     try:
         return serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
@@ -148,6 +150,7 @@ def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: P
         graceful_shutdown_timeout_s=10,
         health_check_period_s=5,
         max_constructor_retry_count=3,
+        logging_config=QUIET,
     )
     return deployment.bind(setup)
 
@@ -223,12 +226,13 @@ def _everywhere(
         except (RayError, RayServeException, TimeoutError) as error:  # a replica died; its successor will answer
             reports, what = [], f"{type(error).__name__}: {_first_lines(error)}"
         for report in reports:
-            if report.error:
+            if report.error and method == "prepare":  # past the commit there is no way back: try until time is up
                 raise LsatError(f"publish: replica {report.replica} refused: {report.error}")
         if reports and all(map(done, reports)) and len(reports) >= replicas:
             return
         if reports:
-            what = f"{sum(map(done, reports))} of {replicas} replicas are done"
+            errors = sorted({r.error for r in reports if r.error})
+            what = "; ".join([f"{sum(map(done, reports))} of {replicas} replicas are done", *errors])
         if time.monotonic() > deadline:
             raise LsatError(f"publish: {method} took longer than {timeout_s:g} s ({what}); look at `serve status`")
         time.sleep(0.1)

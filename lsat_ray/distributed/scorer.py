@@ -142,7 +142,7 @@ class Scorer:
         try:
             answers = iter(self._answer([q for group in groups for q in group]))
             return [[next(answers) for _ in group] for group in groups]
-        except LsatError:
+        except Refused:
             return [self._alone(group) for group in groups]  # one bad question must not fail its neighbours
 
     def _alone(self, group: list[Question]) -> list[Answer] | Refused:
@@ -150,8 +150,6 @@ class Scorer:
             return self._answer(group)
         except Refused as refusal:
             return refusal
-        except LsatError as error:
-            return Refused("target", str(error), "send a shorter title")
 
     def _answer(self, questions: list[Question]) -> list[Answer]:
         """Score questions, those of a model together, and keep their order."""
@@ -164,7 +162,10 @@ class Scorer:
                 raise Refused("strategy", f"{name!r} is not served", f"served: {', '.join(served.names)}") from error
             asked = [i for i, q in enumerate(questions) if q.strategy == name]
             titles, samples = samples_of([questions[i] for i in asked])
-            encoded = self.http_encoder.with_titles(titles)(samples)
+            try:
+                encoded = self.http_encoder.with_titles(titles)(samples)
+            except LsatError as error:
+                raise Refused("target", str(error), "send a shorter title") from error
             scores = self.recommender.scores([model], encoded)[0]
             shown = name or served.names[0]
             for row, p in zip(encoded.row.tolist(), scores.tolist(), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -52,6 +53,7 @@ def start(
     _check_current(Path(run_dir), AdapterStore(Path(store_root)))
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
     _claim(config.serve.host, config.serve.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET)
     try:
         return serve.run(app, name=APP, route_prefix="/")

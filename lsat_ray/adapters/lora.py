@@ -69,6 +69,9 @@ class AdaptedBackbone(nn.Module):
                 f"lora.targets: {' '.join(str(error).split())[:200]}; name linear modules of the backbone"
             ) from error
         self._wide: dict[int, str] = {lora.rank: "slot"}
+        self.fixed: frozenset[str] = frozenset()  # weights of the training slot that are not trained (InfLoRA's A)
+        self.magnitude: nn.Parameter | None
+        self.register_parameter("magnitude", None)  # SD-LoRA's; set by `frozen.Beside`
         self._decoder = [self.peft.get_base_model().get_decoder()]  # in a list: not a second registration
         self.register_buffer("head", backbone.head, persistent=False)
         self.register_buffer("head_bias", backbone.bias, persistent=False)
@@ -89,6 +92,11 @@ class AdaptedBackbone(nn.Module):
             if name.endswith(mark) and ".lora_" in name:
                 found[name.removesuffix(mark) + ".weight"] = parameter
         return found
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what an optimizer may change: the training slot without what is fixed, and SD-LoRA's magnitudes."""
+        found = {k: v for k, v in self.slot_parameters().items() if k not in self.fixed}
+        return found if self.magnitude is None else {**found, "magnitude": self.magnitude}
 
     def reset(self, seed: int) -> None:
         """Initialise the training slot: A kaiming-uniform from the seed alone, B zero (methods.md 1b)."""
@@ -134,8 +142,9 @@ class AdaptedBackbone(nn.Module):
                 module.scaling[slot] = scale
 
     def snapshot(self) -> Adapter:
-        """Return a copy of the training slot."""
-        state = {k: v.detach().float().cpu().clone() for k, v in self.slot_parameters().items()}
+        """Return a copy of the training slot, magnitudes included where there are some."""
+        live = {**self.slot_parameters(), **self.trainable()}
+        state = {k: v.detach().float().cpu().clone() for k, v in live.items()}
         return Adapter(state, self.lora.rank, self.lora.alpha)
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,6 +13,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
+from lsat_ray.adapters import penalty as penalties
+from lsat_ray.adapters.frozen import Beside, beside, own
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.score import margins
 from lsat_ray.adapters.spec import AdapterSpec
@@ -70,6 +72,8 @@ class Fitted:
     """`train` and `score`."""
     history: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, mean loss since the last validation, validation AUC)."""
+    penalty: list[tuple[int, float, float]] = field(default_factory=list)
+    """(step, weighted penalty, norm of its gradient) at each validation; the loss in `history` is without it."""
 
 
 class TorchEngine:
@@ -83,7 +87,7 @@ class TorchEngine:
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
         self._model = model
-        self._parameters = list(model.slot_parameters().values())
+        self._parameters = list(model.trainable().values())
         for parameter in self._parameters:
             parameter.grad = None
         self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -129,6 +133,7 @@ def fit(
     settings: EngineConfig,
     initial: Adapter | None = None,
     progress: Callable[[str], None] | None = None,
+    frozen: Sequence[Adapter] = (),
 ) -> Fitted:
     """Fit the adapter that a spec names.
 
@@ -144,17 +149,37 @@ def fit(
         settings: micro-batches and token budget.
         initial: weights of `spec.init`.
         progress: is told one line a validation.
+        frozen: weights of `spec.frozen.adapters`, in that order.
 
     Raises:
         LsatError: when the loss is not finite; the message holds the batch's row ids.
     """
+    with beside(model, spec, frozen) as extra:
+        return _fit(spec, model, train, validation, engine, settings, initial, progress, extra)
+
+
+def _fit(
+    spec: AdapterSpec,
+    model: AdaptedBackbone,
+    train: Encoded,
+    validation: Encoded,
+    engine: Engine,
+    settings: EngineConfig,
+    initial: Adapter | None,
+    progress: Callable[[str], None] | None,
+    extra: Beside | None,
+) -> Fitted:
     recipe = spec.recipe
     if (spec.init is None) != (initial is None):
         raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
     with engine.whole(model):
         model.reset(spec.seed)
         if initial is not None:
+            initial = own(initial, spec.lora.rank)
             model.wear(initial)
+        if extra:
+            extra.start(train, settings.batch_tokens)
+    penalty = penalties.of(spec, model.slot_parameters, initial, extra.past if extra else None)
     torch.manual_seed(spec.seed * 1000 + engine.rank)  # dropout
     engine.begin(model, recipe, settings.micro_batches)
     seconds = {"train": 0.0, "score": 0.0}
@@ -170,6 +195,7 @@ def fit(
         best_auc, best_margin = evaluate()
         best = initial
     history: list[tuple[int, float, float]] = []
+    pulls: list[tuple[int, float, float]] = []
     step = seen = waited = 0
     losses: list[float] = []
     order = np.random.default_rng([spec.seed, 7])
@@ -179,7 +205,7 @@ def fit(
             began = time.perf_counter()
             step += 1
             lr = recipe.lr * min(1.0, step / recipe.warmup) if recipe.warmup else recipe.lr
-            losses.append(_step(model, engine, train, batch, lr, settings.micro_batches))
+            losses.append(_step(model, engine, train, batch, lr, settings.micro_batches, penalty))
             seen += int(train.targets[batch].sum())
             seconds["train"] += time.perf_counter() - began
             last = number == len(batches) - 1
@@ -187,6 +213,9 @@ def fit(
                 auc, margin = evaluate()
                 mean = float(engine.gather(np.array([np.mean(losses)])).mean())
                 history.append((step, mean, auc))
+                if penalty:
+                    with engine.whole(model):
+                        pulls.append((step, *penalty.measure()))
                 losses = []
                 if progress:
                     progress(f"epoch {epoch + 1} step {step} loss {mean:.4f} validation AUC {auc:.4f}")
@@ -203,7 +232,8 @@ def fit(
         best_step, best = step, engine.snapshot()
     engine.finish()
     model.eval()
-    return Fitted(best, best_margin, best_auc, best_step, step, seen, seconds, history)
+    whole = extra.whole(best) if extra else best
+    return Fitted(whole, best_margin, best_auc, best_step, step, seen, seconds, history, pulls)
 
 
 def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
@@ -219,9 +249,15 @@ def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, ba
 
 
 def _step(
-    model: AdaptedBackbone, engine: Engine, train: Encoded, batch: np.ndarray, lr: float, micro_batches: int
+    model: AdaptedBackbone,
+    engine: Engine,
+    train: Encoded,
+    batch: np.ndarray,
+    lr: float,
+    micro_batches: int,
+    penalty: penalties.Penalty | None = None,
 ) -> float:
-    """Take one optimizer step on a global batch; return this worker's estimate of its mean loss."""
+    """Take one optimizer step on a global batch; return this worker's estimate of its mean loss, penalty apart."""
     model.train()
     share = split_by_tokens(batch, train.lengths, engine.world)[engine.rank]
     total = float(train.targets[batch].sum())
@@ -236,7 +272,7 @@ def _step(
             raise LsatError(
                 f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
             )
-        engine.backward(loss)
         value += float(loss.detach())
+        engine.backward(loss + penalty() / (engine.world * micro_batches) if penalty else loss)
     engine.step(lr)
     return value * engine.world

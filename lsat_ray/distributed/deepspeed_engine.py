@@ -39,7 +39,7 @@ class DeepSpeedEngine:
         """Gather the slot's weights where ZeRO-3 has split them, and split what was written again."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        parameters = [p for p in model.slot_parameters().values() if hasattr(p, "ds_id")]
+        parameters = [p for p in {**model.slot_parameters(), **model.trainable()}.values() if hasattr(p, "ds_id")]
         with GatheredParameters(parameters, modifier_rank=0, enabled=bool(parameters)):
             yield
 
@@ -47,7 +47,7 @@ class DeepSpeedEngine:
         """Wrap the model's training slot with a fresh AdamW."""
         self._model = model
         self._micro_batches = micro_batches
-        parameters = list(model.slot_parameters().values())
+        parameters = list(model.trainable().values())
         for parameter in parameters:
             parameter.requires_grad_(True)
             parameter.grad = None

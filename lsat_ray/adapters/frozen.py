@@ -1,0 +1,218 @@
+"""The cumulative family: earlier adapters stay, frozen, under the one that is trained (methods.md 5, baselines).
+
+What is published is the whole sum as one adapter: the earlier parts first, the newly trained part in the last r
+directions, all at the spec's own scale alpha / r. Serving therefore knows nothing of the family, and the next link
+finds the trained part again (`own`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from peft import LoraConfig
+
+from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.adapters.magnitudes import layers, weighted
+from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.errors import LsatError
+from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+
+SLOT = "frozen"
+"""PEFT's name of the slot that the earlier adapters are worn in."""
+DESIGN_ROWS = 256
+"""Sequences from which InfLoRA takes a layer's inputs."""
+
+
+def own(adapter: Adapter, rank: int) -> Adapter:
+    """Return what was trained last: the final `rank` directions of a whole sum; a plain adapter is its own."""
+    if adapter.rank == rank:
+        return adapter
+    state = {k: v[-rank:] if ".lora_A." in k else v[:, -rank:] for k, v in adapter.state.items()}
+    return Adapter(state, rank, adapter.scale * rank)
+
+
+def normalised(adapter: Adapter) -> Adapter:
+    """Divide every A and every B by its Frobenius norm; zero stays zero."""
+    return Adapter({k: v / v.norm().clamp(min=1e-12) for k, v in adapter.state.items()}, adapter.rank, adapter.alpha)
+
+
+def earlier(spec: AdapterSpec, adapters: Sequence[Adapter]) -> Adapter:
+    """Return the sum that is worn beside the training slot, of rank n r, at the spec's scale.
+
+    Args:
+        spec: with `frozen`; kinds `sum` and `sd` add normalised parts, `orthogonal` and `inf` the parts as they are.
+        adapters: what `spec.frozen.adapters` were published as, in that order.
+
+    Raises:
+        LsatError: when their number, modules or scale are not the spec's.
+    """
+    assert spec.frozen is not None
+    rank, scale = spec.lora.rank, spec.lora.alpha / spec.lora.rank
+    if len(adapters) != len(spec.frozen.adapters) or not adapters:
+        raise LsatError(
+            f"adapter {spec.digest[:12]}: its spec freezes {len(spec.frozen.adapters)} adapters, {len(adapters)} given"
+        )
+    parts = [own(a, rank) for a in adapters]
+    if spec.frozen.kind in ("sum", "sd"):
+        parts = [normalised(p) for p in parts]
+    if any(p.state.keys() != parts[0].state.keys() or abs(p.scale - scale) > 1e-6 * scale for p in parts):
+        raise LsatError("frozen: the earlier adapters differ in modules or scale; train all under one lora section")
+    return _stack(parts, scale)
+
+
+class Beside:
+    """The earlier adapters of one spec, worn in a second, frozen slot while the training slot is fitted."""
+
+    def __init__(self, model: AdaptedBackbone, spec: AdapterSpec, adapters: Sequence[Adapter]) -> None:
+        assert spec.frozen is not None
+        if spec.keep_old:
+            raise LsatError("frozen: keep_old has no meaning for a sum; leave it out")
+        if spec.frozen.kind == "inf" and spec.init:
+            raise LsatError("frozen: InfLoRA designs its A, so it starts from no adapter; leave init out")
+        self.kind = spec.frozen.kind
+        self.count = len(adapters)
+        self.past = earlier(spec, adapters)
+        self._model = model
+        self._stack = ExitStack()
+
+    def start(self, train: Encoded, batch_tokens: int = 16384) -> None:
+        """Put the earlier adapters on beside the training slot, whose initial weights must be there already.
+
+        Args:
+            train: rows whose layer inputs InfLoRA's A is designed from; the others do not look at them.
+            batch_tokens: most padded tokens in a pass.
+        """
+        model = self._model
+        self._wear()
+        if self.kind == "sd":
+            modules, device = len(self.past.modules()), model.device
+            model.magnitude = torch.nn.Parameter(torch.ones(modules, self.count + 1, device=device))
+            ranks = [self.past.rank // self.count] * self.count
+            self._stack.enter_context(weighted(model, SLOT, lambda: self._magnitude()[:, :-1], ranks))
+            self._stack.enter_context(weighted(model, "slot", lambda: self._magnitude()[:, -1:], [model.lora.rank]))
+        if self.kind == "inf":
+            self._design(train, batch_tokens)
+
+    def whole(self, trained: Adapter) -> Adapter:
+        """Return earlier and trained parts as one adapter; SD-LoRA's magnitudes are folded into B."""
+        state = {k: v for k, v in trained.state.items() if ".lora_" in k}
+        parts = [self.past, Adapter(state, trained.rank, trained.alpha)]
+        if self.kind == "sd":
+            each, magnitude = self.past.rank // self.count, trained.state["magnitude"]
+            parts = [
+                _scaled(parts[0], magnitude[:, :-1].repeat_interleave(each, dim=1)),
+                _scaled(parts[1], magnitude[:, -1:].expand(-1, trained.rank)),
+            ]
+        return _stack(parts, trained.scale)
+
+    def close(self) -> None:
+        """Take the second slot away; the model is as before."""
+        self._stack.close()
+        model = self._model
+        model.magnitude, model.fixed = None, frozenset()
+        if SLOT in model.peft.peft_config:
+            model.peft.delete_adapter(SLOT)
+        model.peft.set_adapter("slot")
+
+    def _magnitude(self) -> torch.Tensor:
+        assert self._model.magnitude is not None
+        return self._model.magnitude
+
+    def _wear(self) -> None:
+        model, rank = self._model, self.past.rank
+        shape = {**model.config.to_dict(), "r": rank, "lora_alpha": rank, "lora_dropout": 0.0}
+        model.peft.add_adapter(SLOT, LoraConfig(**shape))
+        model.peft.base_model.set_adapter(["slot", SLOT])
+        for layer in layers(model, SLOT).values():
+            layer.scaling[SLOT] = self.past.scale
+        with torch.no_grad():
+            for name, parameter in model.slot_parameters(SLOT).items():
+                parameter.requires_grad_(False)
+                parameter.copy_(self.past.state[name])
+
+    def _design(self, train: Encoded, batch_tokens: int) -> None:
+        """Set A to the main directions of a layer's inputs outside the earlier adapters' A, and hold it (InfLoRA)."""
+        model = self._model
+        own_slot = model.slot_parameters()
+        names = {module: f"{module}.lora_A.weight" for module in self.past.modules()}
+        moments = _input_moments(model, train, batch_tokens)
+        with torch.no_grad():
+            for module, name in names.items():
+                a = design(moments[module], self.past.state[name], model.lora.rank)
+                own_slot[name].requires_grad_(False)
+                own_slot[name].copy_(a)
+        model.fixed = frozenset(names.values())
+
+
+@contextmanager
+def beside(model: AdaptedBackbone, spec: AdapterSpec, adapters: Sequence[Adapter]) -> Iterator[Beside | None]:
+    """Give the `Beside` of a spec, or None where it freezes nothing, and clean up whatever happens."""
+    if spec.frozen is None:
+        yield None
+        return
+    extra = Beside(model, spec, adapters)
+    try:
+        yield extra
+    finally:
+        extra.close()
+
+
+def design(moment: torch.Tensor, past: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return A [rank, in]: orthonormal rows, orthogonal to earlier A, along the inputs' main directions.
+
+    A simplification of InfLoRA (Liang 2024), declared ours: the earlier input subspaces are the row spaces of the
+    earlier A, not DualGPM's memory. Where these would leave fewer than `rank` dimensions, the oldest are forgotten.
+
+    Args:
+        moment: [in, in], second moment of the layer's inputs.
+        past: [n * rank, in], earlier A one below the other, newest last.
+        rank: rows wanted.
+    """
+    inputs = moment.shape[0]
+    room = max(0, (inputs - rank) // rank * rank)
+    avoid = past[-room:].double().cpu() if room else past[:0].double().cpu()
+    _, values, right = torch.linalg.svd(avoid, full_matrices=True)
+    used = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
+    free = right[used:]  # [in - used, in], orthonormal rows
+    _, vectors = torch.linalg.eigh(free @ moment.double().cpu() @ free.T)
+    rows = vectors.flip(1)[:, :rank].T @ free
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return (rows * largest.sign()).float()  # the sign of an eigenvector is free: fix it
+
+
+def _input_moments(model: AdaptedBackbone, train: Encoded, batch_tokens: int) -> dict[str, torch.Tensor]:
+    """Return the second moment [in, in] of each layer's inputs over some rows, evenly spaced; memory in^2 a module."""
+    chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), DESIGN_ROWS)).astype(np.int64))
+    moments: dict[str, torch.Tensor] = {}
+    with ExitStack() as stack:
+        for name, layer in layers(model, "slot").items():
+
+            def add(module: object, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                x = inputs[0].flatten(0, -2).float()
+                moments[name] = moments.get(name, 0.0) + x.T @ x
+
+            stack.callback(layer.register_forward_pre_hook(add).remove)
+        model.eval()
+        with torch.no_grad():
+            for group in token_budget_batches(train, batch_tokens, chosen):
+                model(collate(train, group).to(model.device))
+    return moments
+
+
+def _scaled(adapter: Adapter, columns: torch.Tensor) -> Adapter:
+    """Multiply the columns of every module's B; `columns` is [M, rank], modules sorted by name."""
+    state = dict(adapter.state)
+    for row, module in zip(columns, adapter.modules(), strict=True):
+        state[f"{module}.lora_B.weight"] = state[f"{module}.lora_B.weight"] * row
+    return Adapter(state, adapter.rank, adapter.alpha)
+
+
+def _stack(parts: Sequence[Adapter], scale: float) -> Adapter:
+    """Concatenate adapters of one scale, bit for bit."""
+    names = parts[0].state
+    state = {k: torch.cat([p.state[k] for p in parts], dim=0 if ".lora_A." in k else 1) for k in names}
+    rank = sum(p.rank for p in parts)
+    return Adapter(state, rank, scale * rank)

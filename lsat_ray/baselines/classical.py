@@ -50,7 +50,7 @@ def fit(spec: ClassicalSpec, periods: Periods, initial: State | None = None) -> 
     """
     _check(spec, periods)
     if (initial is None) != (spec.init is None):
-        problem = "the spec starts afresh but a state was given" if spec.init is None else "the state of init is missing"
+        problem = "a fresh spec was given a state" if spec.init is None else "the state of init is missing"
         raise LsatError(f"{spec.model}: {problem}; pass the state of spec.init, or None when there is none")
     return MODELS[spec.model].fit(spec, periods, initial)
 

@@ -66,9 +66,8 @@ class Network(nn.Module):
 
     def __init__(self, sizes: Sizes, recipe: ClassicalRecipe) -> None:
         super().__init__()
-        self.side = nn.Linear(sizes.side, 1)
-        nn.init.zeros_(self.side.weight)
-        nn.init.zeros_(self.side.bias)
+        self.side = nn.Parameter(torch.zeros(sizes.side))
+        self.offset = nn.Parameter(torch.zeros(1))
         self.item_bias: nn.Embedding | None = None
         if recipe.biases:
             self.item_bias = embedding(sizes.items, 1, 1e-3)
@@ -79,7 +78,7 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return scores, [B]."""
-        score = self.side(batch.side).squeeze(1) + self.interaction(batch)
+        score = batch.side @ self.side + self.offset + self.interaction(batch)
         return score if self.item_bias is None else score + self.item_bias(batch.item).squeeze(1)
 
 
@@ -209,11 +208,11 @@ class SASRec(Sequence):
         self.norm = nn.LayerNorm(recipe.width)
 
     def interaction(self, batch: Batch) -> Tensor:
-        """Return LayerNorm(x_H) . e_target, [B]."""
+        """Return LayerNorm(x_H) . e_target / sqrt(width), [B]; the root keeps a normed state's first steps small."""
         events, target = self.events_and_target(batch)
         x = self.dropout(events * events.shape[-1] ** 0.5 + self.positions)
         state = self.norm(self.second(self.first(x), last_only=True)[:, 0])
-        return (state * target).sum(1)
+        return (state * target).sum(1) / state.shape[1] ** 0.5
 
 
 def build(model: str, sizes: Sizes, recipe: ClassicalRecipe, titles: Tensor) -> Network:

@@ -156,8 +156,8 @@ def _solve_side(network: Network, side: Tensor, y: Tensor, loss: str) -> None:
         weight = 4.0 * weight
         weight[-1] -= 2.0
     with torch.no_grad():
-        network.side.weight.copy_(weight[:-1][None])
-        network.side.bias.copy_(weight[-1:])
+        network.side.copy_(weight[:-1])
+        network.offset.copy_(weight[-1:])
 
 
 def _optimiser(network: nn.Module, spec: ClassicalSpec) -> torch.optim.Adam:

@@ -1,0 +1,51 @@
+"""A fixed-size uniform sample of a stream that has passed (Vitter's algorithm R; Diaz-Aviles 2012)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.data.windows import Samples, concatenate
+
+
+def draw(arrivals: int, size: int, seed: int) -> np.ndarray:
+    """Return which of the first `arrivals` events are in a reservoir of `size`, sorted int64.
+
+    The k-th arrival enters with probability size / k and evicts a uniform victim. What happens to an arrival depends
+    on the seed and k alone, so a longer stream continues the same reservoir.
+    """
+    slots = np.arange(min(arrivals, size), dtype=np.int64)
+    k = np.arange(1, arrivals + 1)
+    place = (np.random.default_rng([seed, 11]).random(arrivals) * k).astype(np.int64)
+    for arrival in np.flatnonzero((place < size) & (k > size)):
+        slots[place[arrival]] = arrival
+    return np.sort(slots)
+
+
+def reservoir(periods: Periods, up_to: int, size: int, seed: int) -> np.ndarray:
+    """Return positions in `periods.samples` of a uniform sample of T_1..T_up_to, sorted int64.
+
+    Args:
+        periods: the cut stream.
+        up_to: last period whose training rows have passed; 0 for none.
+        size: rows of the reservoir; fewer come back while fewer have passed.
+        seed: of the draws.
+    """
+    spans = [periods.span(t, "train") for t in range(1, up_to + 1)]
+    passed = np.concatenate([np.empty(0, np.int64), *(np.arange(s.start, s.stop) for s in spans)])
+    return passed[draw(len(passed), size, seed)]
+
+
+def training_rows(periods: Periods, slices: Iterable[Slice], replay: int = 0, seed: int = 0) -> Samples:
+    """Return the rows that an `AdapterSpec` trains on: its slices, then `spec.replay` rows of earlier periods.
+
+    Earlier than the newest training slice of the spec, so that none of its own T_t comes twice.
+    """
+    slices = tuple(slices)
+    rows = periods.select(slices)
+    if not replay:
+        return rows
+    newest = max(s.period for s in slices)
+    return concatenate([rows, periods.samples.take(reservoir(periods, newest - 1, replay, seed))])

@@ -117,12 +117,14 @@ def main(rate: float = 30.0, seconds: float = 20.0, swaps: int = 20, replicas: i
     torch.set_num_threads(1)
     overrides = [*SETTINGS, f"serve.port={port}", f"serve.replicas={replicas}"]
     config = load_config(None, overrides)
-    from lsat_ray.distributed import cluster, serving
+    from lsat_ray.distributed import cluster
+
+    cluster.connect()  # before ray is imported: it reads its environment then
+    from lsat_ray.distributed import serving
 
     data = config.data
     log = synthetic.generate(data.synthetic, config.periods.number, data.keep_last or 0, data.history)
     periods = cut(log, data, config.periods)
-    cluster.connect()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         folder = nano.build(periods, config.backbone.nano, config.prompt, root)
@@ -156,9 +158,14 @@ def main(rate: float = 30.0, seconds: float = 20.0, swaps: int = 20, replicas: i
         asyncio.run(clients(url, questions, rate, seconds, quiet))
         asyncio.run(both(busy, took))
         serving.stop()
+        cluster.disconnect()
     worst = max(abs(answer["probability"] - expected[answer["digest"]][i]) for i, answer in busy.answers)
     result = {
-        "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "load_average": round(os.getloadavg()[0], 1),
+            "python": platform.python_version(),
+        },
         "setting": {
             "rate": rate,
             "seconds": seconds,

@@ -88,6 +88,10 @@ class StreamReplayer:
         """Return the newest period that has arrived."""
         return self._stream.watermark
 
+    def held(self) -> list[int]:
+        """Return the periods of which rows are held, those ahead of the watermark included."""
+        return sorted({s.period for s in self._refs})
+
     def _put(self, s: Slice) -> ray.ObjectRef:
         if s.period <= self._stream.watermark + self._stream.ahead() and s not in self._refs:
             self._refs[s] = ray.put(self._stream.rows(s))

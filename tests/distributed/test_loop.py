@@ -1,0 +1,141 @@
+"""The whole loop as a user starts it: a job in its own process, killed and started again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIG = """
+name: tiny
+data: {format: synthetic, keep_last: 480, synthetic: {users: 30, items: 60, warmup: 200, half_life: 2.0}}
+periods: {number: 5, validation: 0.2}
+replay: {long_periods: 2}
+backbone: {nano: {hidden: 32, vocabulary: 420, epochs: 1}}
+recipe: {lr: 0.005, epochs: 1, batch_size: 32}
+"""
+ROWS = {
+    *("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en(2)", "lsat-en(full)", "lsat-ta(2)"),
+    *("frozen", "like-share", "item-rate", "like-share+item-rate", "oracle"),
+}
+COLUMNS = ["strategy", "period", "seed", "auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives"]
+
+
+def start(folder: Path, port: int) -> subprocess.Popen[str]:
+    config = folder / "tiny.yaml"
+    config.write_text(CONFIG)
+    command = [sys.executable, "jobs/stream_replay.py", "--config", str(config), "--runs-dir", str(folder)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    log = (folder / "log").open("a")
+    return subprocess.Popen(
+        [*command, "--set", f"serve.port={port}"],
+        cwd=ROOT, env=env, stdout=log, stderr=log, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], folder: Path) -> str:
+    code = process.wait(timeout=240)
+    log = (folder / "log").read_text()
+    assert code == 0, log[-3000:]
+    return log
+
+
+def adapters(run: Path) -> dict[str, str]:
+    files = sorted((run / "adapters").glob("*/adapter_model.safetensors"))
+    return {f.parent.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the tiny replay once, in peace."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    log = finish(start(folder, 18521), folder)
+    assert "FRESH" in log
+    return folder / "tiny"
+
+
+@pytest.mark.ray
+def test_the_replay_measures_every_row_on_every_tested_period(undisturbed: Path) -> None:
+    metrics = pd.read_parquet(undisturbed / "metrics.parquet")
+    assert list(metrics.columns) == COLUMNS
+    assert set(metrics["strategy"]) == ROWS
+    for _, part in metrics.groupby("strategy"):
+        assert sorted(part["period"]) == [3, 4, 5]
+    assert metrics["auc"].between(0, 1).all()
+    oracle = metrics[metrics["strategy"] == "oracle"]["auc"].mean()
+    assert oracle == metrics.groupby("strategy")["auc"].mean().max()
+
+
+@pytest.mark.ray
+def test_the_run_leaves_what_the_design_promises(undisturbed: Path) -> None:
+    for name in ("config.resolved.yaml", "versions.json", "ledger.jsonl", "timings.parquet", "report.html"):
+        assert (undisturbed / name).is_file(), name
+    timings = pd.read_parquet(undisturbed / "timings.parquet")
+    assert {"start-up", "backbone", "train", "score", "search", "serve", "publish"} <= set(timings["stage"])
+    coefficients = pd.read_parquet(undisturbed / "search" / "coefficients.parquet")
+    assert coefficients.groupby(["strategy", "period"])["chosen"].sum().eq(1).all()
+    scores = pd.read_parquet(undisturbed / "scores" / "lsat-en(2)" / "seed0" / "period03.parquet")
+    assert list(scores.columns) == ["row", "user", "item", "label", "score"]
+
+
+@pytest.mark.ray
+def test_the_ends_of_the_grid_are_the_single_strategies(undisturbed: Path) -> None:
+    """Where alpha is 0 or 1 was chosen, LSAT-EN's scores are the short- or long-term row's, bit for bit."""
+    ledger = [json.loads(line) for line in (undisturbed / "ledger.jsonl").read_text().splitlines()]
+    chosen = {r["period"]: r["weights"] for r in ledger if r["stage"] == "search" and r["strategy"] == "lsat-en(2)"}
+    for period, (alpha, _) in chosen.items():
+        single = {0.0: "short-term", 1.0: "long-term"}.get(alpha)
+        if single:
+            file = f"seed0/period{period + 1:02d}.parquet"
+            names = ("lsat-en(2)", single)
+            ensemble, alone = (pd.read_parquet(undisturbed / "scores" / n / file)["score"] for n in names)
+            assert (ensemble == alone).all()
+
+
+@pytest.mark.ray
+def test_the_search_opens_with_tunes_own_api(undisturbed: Path, ray_cluster: None) -> None:
+    from ray import tune
+
+    from lsat_ray.distributed.search import trial
+
+    grid = tune.Tuner.restore(str(undisturbed / "search" / "seed0-period02"), trainable=trial).get_results()
+    assert len(grid) == 33
+    assert grid.get_best_result("auc", "max").metrics["auc"] == grid.get_dataframe()["auc"].max()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(500)
+def test_killed_and_started_again_it_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL the job once in the middle of training and once after a score; no metric and no adapter may differ."""
+    run = tmp_path / "tiny"
+
+    def wait_for(happened: str) -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if happened == "adapter" and len(adapters(run)) >= 2:
+                return
+            if happened == "score" and (run / "ledger.jsonl").exists():
+                if '"period": 4, "positives"' in (run / "ledger.jsonl").read_text():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"no {happened} came: {(tmp_path / 'log').read_text()[-2000:]}")
+
+    for happened, port in (("adapter", 18522), ("score", 18523)):
+        process = start(tmp_path, port)
+        wait_for(happened)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    log = finish(start(tmp_path, 18524), tmp_path)
+    assert "RESUMED" in log
+    assert (run / "metrics.parquet").read_bytes() == (undisturbed / "metrics.parquet").read_bytes()
+    assert (run / "ledger.jsonl").read_text() == (undisturbed / "ledger.jsonl").read_text()
+    assert adapters(run) == adapters(undisturbed)

@@ -1,0 +1,85 @@
+"""The config tree: typed, frozen, and with errors that name the key and the remedy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsat_ray import config
+from lsat_ray.errors import LsatError
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "jobs" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
+    assert config.load(path).name == path.stem
+    assert "python jobs/" in path.read_text().split("name:")[0]
+
+
+def test_resolved_yaml_reads_back_the_same(tmp_path: Path) -> None:
+    experiment = config.load(None, ["recipe.lr=0.002", "seeds=[1, 2]", "lora.targets=[q_proj]"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(experiment.to_yaml())
+    assert config.load(path) == experiment
+
+
+def test_a_misspelt_key_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("recipe:\n  learning_rate: 1\n  epoch: 2\n")
+    with pytest.raises(LsatError, match=r"a\.yaml: .*key `recipe\.epoch` is unknown; did you mean `epochs`\?"):
+        config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.lr=-1", "key `recipe.lr`: .*greater than 0"),
+        ("recipe.lr=fast", "key `recipe.lr`"),
+        ("recipe", "expected section.key=value"),
+        ("name.a=1", "`name` is a value, not a section"),
+        ("data.format=csv", "key `data.format`"),
+        ("data.format=movielens", "data.path: missing"),
+        ("replay.long_periods=40", "replay.first_test: 41 is past the last period"),
+        ("engine.kind=torch", "plain torch is one worker"),
+        ("recipe.epochs=[", "not YAML"),
+    ],
+)
+def test_bad_values_name_key_and_remedy(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\n")
+    with pytest.raises(LsatError, match=message):
+        config.load(path, [override])
+
+
+def test_missing_file_and_broken_yaml_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(LsatError, match=r"none\.yaml: no such config"):
+        config.load(tmp_path / "none.yaml")
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(LsatError, match=r"broken\.yaml: not YAML"):
+        config.load(path)
+
+
+def test_the_tree_is_frozen_and_every_field_is_explained() -> None:
+    experiment = config.Experiment()
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.recipe.lr = 1.0  # type: ignore[misc]
+    for section in config.Node.__subclasses__():
+        for name, field in section.model_fields.items():
+            node = isinstance(field.annotation, type) and issubclass(field.annotation, config.Node)
+            assert field.description or node or name == "seed", f"{section.__name__}.{name} has no line of its own"
+
+
+def test_unset_variables_in_a_path_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_LOG", raising=False)
+    with pytest.raises(LsatError, match="environment variable in it is not set"):
+        config.expand("$SOME_LOG/ratings.csv")
+
+
+def test_yaml_has_no_python_objects(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("name: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(LsatError, match="not YAML"):
+        config.load(path)
+    assert yaml.safe_load("a: 1") == {"a": 1}

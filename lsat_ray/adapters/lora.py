@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lsat_ray.backbone.forward import hidden_states
+from lsat_ray.backbone.forward import answer_states
 from lsat_ray.backbone.load import Backbone
 from lsat_ray.config import LoraSettings
 from lsat_ray.errors import LsatError
@@ -158,6 +158,5 @@ class AdaptedBackbone(nn.Module):
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
         """
-        hidden = hidden_states(self._decoder[0], batch, share_prefix=not self.checkpointing)
-        read = hidden[batch.answer[:, 0], batch.answer[:, 1]].float()
+        read = answer_states(self._decoder[0], batch, self.checkpointing).float()
         return read @ self.head.T + self.head_bias  # type: ignore[operator]

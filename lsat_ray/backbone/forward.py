@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 
+from lsat_ray.backbone import lean
 from lsat_ray.prompts.batch import Batch
+
+
+def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False) -> torch.Tensor:
+    """Return the last hidden state at each target's answer, [N, H]: by hand where that is known to be the same."""
+    if lean.supports(decoder):
+        return lean.answer_states(decoder, batch, checkpointing)
+    hidden = hidden_states(decoder, batch, share_prefix=not checkpointing)
+    return hidden[batch.answer[:, 0], batch.answer[:, 1]]
 
 
 def hidden_states(decoder: Any, batch: Batch, share_prefix: bool = True) -> torch.Tensor:

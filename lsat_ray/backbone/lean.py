@@ -1,0 +1,261 @@
+"""The LLaMA family's decoder, walked by hand: the same maths in fewer passes, and only what the answers need.
+
+What it leaves out beside `transformers`' own forward: everything of the last layer but keys and values, away from the
+answers; the temporary tensors of the norms, of the rotation and of PEFT's LoRA (on a CPU these cost as much as the
+matrix products); and the prefix of every row but one. Modules are called, not bypassed, wherever something else than
+plain frozen float weights stands behind them (ZeRO-3 shards, quantised layers, dropout).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from lsat_ray.prompts.batch import Batch
+
+_Parts = tuple[torch.Tensor, torch.Tensor]
+
+FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+
+
+class _Plan(NamedTuple):
+    """What all layers of one pass share. T = P + B L tokens: the prefix once, then every row."""
+
+    prefix: int
+    """P."""
+    rows: int
+    """B."""
+    width: int
+    """L."""
+    cos: torch.Tensor
+    """[T, 1, d / 2]."""
+    sin: torch.Tensor
+    """[T, 1, d / 2]."""
+    mask: torch.Tensor
+    """float [B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
+
+
+def supports(decoder: Any) -> bool:
+    """Return whether this walk computes what the decoder's own forward does: its family, SDPA, full attention."""
+    config = decoder.config
+    kinds = getattr(config, "layer_types", None) or []
+    if type(decoder).__name__ not in FAMILY or config._attn_implementation != "sdpa":
+        return False
+    if type(decoder).__name__ == "MistralModel" and getattr(config, "sliding_window", None) is not None:
+        return False
+    return all(kind == "full_attention" for kind in kinds)
+
+
+def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False) -> torch.Tensor:
+    """Return the last hidden state at each target's answer, [N, H].
+
+    Args:
+        decoder: one that `supports` accepts.
+        batch: N answers in B rows.
+        checkpointing: recompute each layer in the backward pass.
+    """
+    tokens = torch.cat([batch.prefix, batch.tokens.flatten()])
+    x = decoder.embed_tokens(tokens)
+    plan = _plan(decoder, batch, x)
+    recompute = checkpointing and torch.is_grad_enabled()
+    for layer in decoder.layers[:-1]:
+        x = checkpoint(_layer, layer, x, plan, use_reentrant=False) if recompute else _layer(layer, x, plan)
+    last = decoder.layers[-1]
+    args = (last, x, plan, *_slots(batch, plan))
+    x = checkpoint(_last_layer, *args, use_reentrant=False) if recompute else _last_layer(*args)
+    return _norm(decoder.norm, x)
+
+
+def _plan(decoder: Any, batch: Batch, x: torch.Tensor) -> _Plan:
+    prefix, (rows, width) = len(batch.prefix), batch.tokens.shape
+    device = x.device
+    position = torch.cat([torch.arange(prefix, device=device), batch.position.flatten()])
+    cos, sin = (t[0, :, None, : t.shape[-1] // 2] for t in decoder.rotary_emb(x[None], position[None]))
+    if batch.mask is None:
+        column = torch.arange(width, device=device)
+        seen = column[None, :] <= column[:, None]
+        seen = torch.cat([seen.new_ones(width, prefix), seen], dim=1)[None, None]
+    else:
+        seen = batch.mask
+    return _Plan(prefix, rows, width, cos, sin, _additive(seen, x.dtype))
+
+
+def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the token of every query slot [B, A], its mask rows [B, 1, A, P + L], and each answer's slot [N]."""
+    row, column = batch.answer[:, 0], batch.answer[:, 1]
+    count = torch.bincount(row, minlength=plan.rows)
+    number = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    size = int(count.max())
+    slot = row * size + number
+    place = torch.zeros(plan.rows * size, dtype=torch.long, device=row.device)  # an empty slot asks at place 0
+    place[slot] = column
+    place = place.view(plan.rows, size)
+    mask = plan.mask.expand(plan.rows, -1, -1, -1)[:, 0]
+    mask = mask.gather(1, place[:, :, None].expand(-1, -1, mask.shape[2]))[:, None]
+    start = plan.prefix + plan.width * torch.arange(plan.rows, device=row.device)
+    return start[:, None] + place, mask, slot
+
+
+def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
+    normed = _norm(layer.input_layernorm, x)
+    query = _heads(attention, "q", normed, shape)
+    query = _Rotate.apply(query, plan.cos, plan.sin)
+    key, value = _keys(attention, normed, shape, plan)
+    ahead, own = _parted(query, plan)
+    mixed = _attend(attention, _rows(own, plan), *_joined(key, value, plan), plan.mask)
+    mixed = mixed.transpose(1, 2).reshape(-1, *query.shape[1:])
+    if plan.prefix:
+        alone = [t[None].transpose(1, 2) for t in (ahead, key[0], value[0])]
+        mixed = torch.cat([_attend(attention, alone[0], alone[1], alone[2], None).transpose(1, 2)[0], mixed])
+    return _feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
+
+
+def _last_layer(
+    layer: Any, x: torch.Tensor, plan: _Plan, place: torch.Tensor, mask: torch.Tensor, slot: torch.Tensor
+) -> torch.Tensor:
+    attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
+    normed = _norm(layer.input_layernorm, x)
+    key, value = _keys(attention, normed, shape, plan)
+    at = place.flatten()
+    query = _heads(attention, "q", normed[at], (len(at), -1, attention.head_dim))
+    query = _Rotate.apply(query, plan.cos[at], plan.sin[at])
+    query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
+    mixed = _attend(attention, query, *_joined(key, value, plan), mask).transpose(1, 2).flatten(2).flatten(0, 1)
+    return _feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
+
+
+def _feed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    mlp = layer.mlp
+    normed = _norm(layer.post_attention_layernorm, x)
+    return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
+
+
+def _heads(attention: Any, which: str, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return queries or keys [T, heads, d] before the rotation, normed where the architecture does."""
+    heads = linear(getattr(attention, f"{which}_proj"), x).view(shape)
+    norm = getattr(attention, f"{which}_norm", None)
+    return heads if norm is None else _norm(norm, heads)
+
+
+def _keys(attention: Any, normed: torch.Tensor, shape: tuple[int, ...], plan: _Plan) -> tuple[_Parts, _Parts]:
+    """Return keys and values, each parted into the prefix's and the rows'."""
+    key = _Rotate.apply(_heads(attention, "k", normed, shape), plan.cos, plan.sin)
+    return _parted(key, plan), _parted(linear(attention.v_proj, normed).view(shape), plan)
+
+
+def _parted(x: torch.Tensor, plan: _Plan) -> _Parts:
+    """Part [T, ...] after the prefix; one split, as two slices would each fill zeros in the backward pass."""
+    before, own = x.split([plan.prefix, len(x) - plan.prefix])
+    return before, own
+
+
+def _rows(x: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    return x.view(plan.rows, plan.width, *x.shape[1:]).transpose(1, 2)
+
+
+def _joined(key: _Parts, value: _Parts, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values [B, heads, P + L, d]: the prefix's stand before each row's own."""
+    if not plan.prefix:
+        return _rows(key[1], plan), _rows(value[1], plan)
+    both = [
+        torch.cat([before.expand(plan.rows, *before.shape), own.view(plan.rows, plan.width, *own.shape[1:])], dim=1)
+        for before, own in (key, value)
+    ]
+    return both[0].transpose(1, 2), both[1].transpose(1, 2)
+
+
+def _attend(
+    attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return [B, heads, queries, d]; without a mask, plain causal."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=attention.scaling
+    )
+
+
+def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return `module(x)`; plain LoRA on a plain linear takes three products and no pass more."""
+    if not _plain_lora(module):
+        return module(x)
+    base = functional.linear(x, module.base_layer.weight, module.base_layer.bias)
+    if module.disable_adapters:
+        return base
+    name = module.active_adapters[0]
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    low = functional.linear(x.to(a.dtype), a) * module.scaling[name]
+    if base.dtype == low.dtype:
+        return torch.addmm(base, low, b.t())
+    return (base + low @ b.t()).to(base.dtype)
+
+
+def _plain_lora(module: Any) -> bool:
+    base = getattr(module, "base_layer", None)
+    if type(base) is not nn.Linear or hasattr(base.weight, "ds_id"):
+        return False
+    names = module.active_adapters
+    if len(names) != 1 or names[0] not in module.lora_A or module.merged or module.lora_variant.get(names[0]):
+        return False
+    drop = module.lora_dropout[names[0]]
+    idle = isinstance(drop, nn.Identity) or not drop.training
+    return idle and module.lora_B[names[0]].bias is None and not hasattr(module.lora_A[names[0]].weight, "ds_id")
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = module.weight
+    if weight.requires_grad or hasattr(weight, "ds_id"):
+        return module(x)
+    return _RmsNorm.apply(x, weight, module.variance_epsilon)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """`x / rms(x) * weight` with a frozen weight; keeps its input and one number a token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(length.square() / x.shape[-1] + epsilon)
+        ctx.save_for_backward(x, weight, inverse)
+        return (x.float() * inverse).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        wide = x.float()
+        grad = grads[0].float() * weight
+        along = (grad * wide).sum(-1, keepdim=True) * (inverse.pow(3) / -x.shape[-1])
+        return grad.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary embedding of [T, heads, d], halves as in LLaMA."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, -1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, sin, 1.0), None, None
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=-sign)
+    return out

@@ -69,8 +69,9 @@ def _continue(
             tol=None,
             random_state=spec.seed + epoch,
         )
-        coefficients = current["coefficients"].numpy()[None]
-        model.fit(x, y, coef_init=coefficients, intercept_init=current["intercept"].numpy())
+        # Copies: scikit-learn goes on from these arrays in place.
+        coefficients, intercept = current["coefficients"].numpy().copy(), current["intercept"].numpy().copy()
+        model.fit(x, y, coef_init=coefficients[None], intercept_init=intercept)
         current = _state(model.coef_[0], model.intercept_[0])
         score = criterion(labels, _apply(current, valid))
         if score > best_score:

@@ -1,0 +1,138 @@
+"""Specs, rules, determinism, unseen ids and the SPARSE pitfall of the classical rivals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from lsat_ray.baselines import classical
+from lsat_ray.baselines.spec import ClassicalRecipe
+from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
+
+RECIPE = ClassicalRecipe(width=8, epochs=2, warmup_rows=100)
+
+
+def coin(rng: Any, user: Any, item: Any, history: Any, liked: Any) -> np.ndarray:
+    return rng.random(len(user)) < 0.3 + 0.4 * (item % 2)
+
+
+@pytest.fixture(scope="module")
+def periods(plant: Any) -> Any:
+    torch.set_num_threads(1)
+    made = plant(coin, periods=4, rows=300)
+    return replace(made, borders=made.borders[1:], fingerprint="coin-with-warmup")  # 300 rows before D_1
+
+
+def test_full_retraining_names_the_papers_slices() -> None:
+    spec = classical.full_retraining("mf", "d", 3, 0)
+    assert set(spec.train) == {Slice(t, "train") for t in (1, 2, 3)} | {Slice(t, "validation") for t in (1, 2)}
+    assert spec.validation == (Slice(3, "validation"),)
+    assert spec.init is None and spec.warmup and spec.last_period == 3 and spec.parents() == ()
+
+
+def test_fine_tuning_is_a_chain_from_full_retraining() -> None:
+    spec = classical.fine_tuning("mf", "d", 3, 0)
+    assert spec.train == (Slice(3, "train"), Slice(2, "validation"))
+    assert spec.init is not None and spec.parents() == (spec.init,) and spec.keep_old and not spec.warmup
+    assert spec.init.init == classical.full_retraining("mf", "d", 1, 0)
+    assert spec.manifest()["init"] == spec.init.digest
+
+
+def test_everything_that_decides_weights_changes_the_digest() -> None:
+    base = classical.full_retraining("mf", "d", 2, 0)
+    others = [
+        replace(base, model="caser"),
+        replace(base, data="e"),
+        replace(base, seed=1),
+        replace(base, warmup=False),
+        replace(base, recipe=ClassicalRecipe(lr=2e-3)),
+        replace(base, init=base),
+        replace(base, validation=(Slice(1, "validation"),)),
+    ]
+    assert len({base.digest, *(o.digest for o in others)}) == len(others) + 1
+
+
+def test_rows_are_every_model_under_both_rules() -> None:
+    assert set(classical.rows("d", 0)) == {
+        f"{m}/{r}" for m in classical.MODELS for r in ("full-retraining", "fine-tuning")
+    }
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_fit_is_deterministic_and_pure_and_its_state_survives_safetensors(periods: Any, model: Any) -> None:
+    spec = classical.full_retraining(model, periods.fingerprint, 1, 7, RECIPE)
+    torch.manual_seed(123)
+    first = classical.fit(spec, periods)
+    drawn = torch.rand(1)
+    torch.manual_seed(123)
+    assert torch.equal(drawn, torch.rand(1)), "the caller's generator was moved"
+    second = classical.fit(spec, periods)
+    assert all(torch.equal(first.state[k], second.state[k]) for k in first.state)
+    kept = load(save({k: v.contiguous() for k, v in first.state.items()}))
+    rows = periods.rows(2)
+    scores = classical.score(spec, kept, periods, rows)
+    assert scores.dtype == np.float64 and scores.shape == (len(rows),) and np.isfinite(scores).all()
+    assert np.array_equal(scores, classical.score(spec, first.state, periods, rows))
+    held = periods.select(spec.validation)
+    assert np.allclose(first.validation_scores, classical.score(spec, first.state, periods, held), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_fine_tuning_continues_and_leaves_the_old_state_alone(periods: Any, model: Any) -> None:
+    plan = classical.rows(periods.fingerprint, 0, RECIPE)[f"{model}/fine-tuning"]
+    first = classical.fit(plan(1), periods)
+    before = {k: v.clone() for k, v in first.state.items()}
+    second = classical.fit(replace(plan(2), keep_old=False), periods, first.state)
+    assert all(torch.equal(first.state[k], before[k]) for k in before)
+    assert any(not torch.equal(second.state[k], before[k]) for k in before)
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_unknown_users_and_items_are_scored(periods: Any, model: Any) -> None:
+    spec = classical.full_retraining(model, periods.fingerprint, 1, 0, RECIPE)
+    state = classical.fit(spec, periods).state
+    rows = periods.rows(2).take(slice(0, 5))
+    strange = replace(rows, user=rows.user + 10_000, item=rows.item + 10_000, history_item=rows.history_item + 10_000)
+    assert np.isfinite(classical.score(spec, state, periods, strange)).all()
+
+
+def test_weight_decay_leaves_unseen_rows_at_their_random_start(periods: Any) -> None:
+    torch.manual_seed(0)
+    recipe = RECIPE.model_copy(update={"weight_decay": 0.1, "init_scale": 0.5})
+    state = classical.fit(classical.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods).state
+    assert state["items.weight"][40:].std() > 0.4  # items 40.. occur nowhere; Adam's own decay would send them to zero
+
+
+def test_warmup_is_optional_and_bounded(periods: Any) -> None:
+    from lsat_ray.baselines.training import training_rows
+
+    spec = classical.full_retraining("mf", periods.fingerprint, 1, 0, RECIPE)
+    assert len(training_rows(spec, periods)) == 100 + 270
+    assert training_rows(spec, periods).row.min() == 200
+    assert len(training_rows(replace(spec, warmup=False), periods)) == 270
+
+
+def test_mismatches_are_explained(periods: Any) -> None:
+    spec = classical.full_retraining("mf", "another", 1, 0, RECIPE)
+    with pytest.raises(LsatError, match="make the spec from this cut"):
+        classical.fit(spec, periods)
+    chained = classical.fine_tuning("mf", periods.fingerprint, 2, 0, RECIPE)
+    with pytest.raises(LsatError, match=r"spec\.init"):
+        classical.fit(chained, periods)
+    with pytest.raises(LsatError, match="uses period 9"):
+        classical.fit(classical.full_retraining("mf", periods.fingerprint, 9, 0, RECIPE), periods)
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_validation_rows_of_one_class_do_not_stop_a_fit(periods: Any, model: Any) -> None:
+    label = periods.samples.label.copy()
+    label[periods.span(1, "validation")] = 1
+    made = replace(periods, samples=replace(periods.samples, label=label), fingerprint="one-class")
+    fitted = classical.fit(classical.full_retraining(model, "one-class", 1, 0, RECIPE), made)
+    assert np.isfinite(fitted.validation_scores).all()

@@ -6,7 +6,8 @@ larger than its value (methods.md 5b). A group is one whole A or one whole B, fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,34 +71,46 @@ PENALTIES: dict[str, Callable[[Tensors, Tensors], torch.Tensor]] = {
 class Penalty:
     """A spec's weighted penalty on live parameters.
 
-    Every rank holds the same weights and so computes the same value; the step loop adds its share, one over workers
-    and micro-batches, to each backward pass, so that the summed gradient is that of the penalty once.
+    Its gradient is computed once a step from copies of the whole weights and added to the gradient of the loss as that
+    arrives, so that it does not matter how an engine splits weights (under ZeRO-3 they are not whole when the loss is
+    taken). Every rank holds the same weights and computes the same gradient: the average over ranks is itself.
     """
 
     parameters: Callable[[], Mapping[str, torch.nn.Parameter]]
-    """Returns the trained LoRA weights."""
+    """Returns the training slot's LoRA weights."""
     value: Callable[[Tensors], torch.Tensor]
 
-    def __call__(self) -> torch.Tensor:
-        """Return the weighted penalty, a scalar that can be differentiated.
-
-        Raises:
-            LsatError: when the weights are not whole on this worker (ZeRO-3 before its first forward pass).
-        """
-        current = self.parameters()
-        if any(p.numel() == 0 for p in current.values()):
-            raise LsatError(
-                "engine.zero: the penalty needs whole LoRA weights and ZeRO-3 has split them; use 0, 1 or 2"
-            )
-        return self.value(current)
-
-    def measure(self) -> tuple[float, float]:
-        """Return the penalty and the norm of its gradient, to be logged; touches no `.grad`."""
+    def gradient(self) -> tuple[float, dict[str, torch.Tensor]]:
+        """Return the penalty and its gradient by name; needs whole weights, touches no `.grad`."""
         copies = {k: p.detach().clone().requires_grad_() for k, p in self.parameters().items()}
         value = self.value(copies)
         found = torch.autograd.grad(value, list(copies.values()), allow_unused=True)
-        norm = torch.stack([g.float().norm() for g in found if g is not None]).norm()
-        return float(value.detach()), float(norm)
+        return float(value.detach()), {k: g for k, g in zip(copies, found, strict=True) if g is not None}
+
+    def measure(self) -> tuple[float, float]:
+        """Return the penalty and the norm of its gradient, to be logged."""
+        value, gradient = self.gradient()
+        return value, float(torch.stack([g.float().norm() for g in gradient.values()]).norm())
+
+    @contextmanager
+    def added(self, gradient: Mapping[str, torch.Tensor], share: float) -> Iterator[None]:
+        """Add `share` times a gradient in every backward pass of the block.
+
+        Args:
+            gradient: from `gradient`.
+            share: one over the micro-batches of a step, whose gradients add up.
+        """
+
+        def adds(extra: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda found: found + extra.to(found)
+
+        trained = {k: p for k, p in self.parameters().items() if p.requires_grad and k in gradient}
+        handles = [p.register_hook(adds(share * gradient[k])) for k, p in trained.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def of(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from lsat_ray.adapters import penalty as penalties
+from lsat_ray.adapters.checkpoint import Checkpointer
 from lsat_ray.adapters.frozen import Beside, beside, own
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.adapters.progress import Progress
 from lsat_ray.adapters.score import margins
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig, Recipe
@@ -52,6 +54,25 @@ class Engine(Protocol):
 
     def finish(self) -> None:
         """Let the model go."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An engine whose optimizer can be put down and taken up again, to the bit."""
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Return the optimizer's tensors by name, CPU, on every rank."""
+
+    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `optimizer_state` gave, after `begin`."""
+
+
+@runtime_checkable
+class Elastic(Protocol):
+    """An engine that can start a step over in smaller pieces."""
+
+    def restart(self, micro_batches: int) -> None:
+        """Drop this step's gradients; from now on a step has so many micro-batches."""
 
 
 @dataclass
@@ -106,6 +127,21 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        states = [self._optimizer.state[p] for p in self._parameters]
+        return {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.items()}
+
+    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
+        tree = self._optimizer.state_dict()
+        tree["state"] = {}
+        for key, value in state.items():
+            number, _, name = key.partition(".")
+            tree["state"].setdefault(int(number), {})[name] = value
+        self._optimizer.load_state_dict(tree)
+
+    def restart(self, micro_batches: int) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
     def snapshot(self) -> Adapter:
         return self._model.snapshot()
 
@@ -134,11 +170,13 @@ def fit(
     initial: Adapter | None = None,
     progress: Callable[[str], None] | None = None,
     frozen: Sequence[Adapter] = (),
+    checkpoint: Checkpointer | None = None,
 ) -> Fitted:
     """Fit the adapter that a spec names.
 
     The loss is the cross-entropy over {No, Yes} at the answer's place, a mean over the targets of the global batch
     whatever the number of workers. Validation AUC is taken every `eval_every` steps; the best weights are kept.
+    Where memory runs out, micro-batches are halved for good and the step begins again: the global batch stays.
 
     Args:
         spec: recipe, seed and warm-start rule.
@@ -150,90 +188,206 @@ def fit(
         initial: weights of `spec.init`.
         progress: is told one line a validation.
         frozen: weights of `spec.frozen.adapters`, in that order.
+        checkpoint: saves the fit's state every so many steps, and lets a later call with the same arguments go on
+            from there to the same bytes (a `Resumable` engine; without `frozen`). The caller clears it.
 
     Raises:
-        LsatError: when the loss is not finite; the message holds the batch's row ids.
+        LsatError: when the loss is not finite, the message holds the batch's row ids; when one sequence is too much
+            for the memory.
     """
     with beside(model, spec, frozen) as extra:
-        return _fit(spec, model, train, validation, engine, settings, initial, progress, extra)
+        run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
+        run.start(initial)
+        if checkpoint and not extra and isinstance(engine, Resumable):
+            run.resume(checkpoint)
+        run.train()
+        return run.finish()
 
 
-def _fit(
-    spec: AdapterSpec,
-    model: AdaptedBackbone,
-    train: Encoded,
-    validation: Encoded,
-    engine: Engine,
-    settings: EngineConfig,
-    initial: Adapter | None,
-    progress: Callable[[str], None] | None,
-    extra: Beside | None,
-) -> Fitted:
-    recipe = spec.recipe
-    if (spec.init is None) != (initial is None):
-        raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
-    with engine.whole(model):
-        model.reset(spec.seed)
-        if initial is not None:
-            initial = own(initial, spec.lora.rank)
-            model.wear(initial)
-        if extra:
-            extra.start(train, settings.batch_tokens)
-    penalty = penalties.of(spec, model.slot_parameters, initial, extra.past if extra else None)
-    torch.manual_seed(spec.seed * 1000 + engine.rank)  # dropout
-    engine.begin(model, recipe, settings.micro_batches)
-    seconds = {"train": 0.0, "score": 0.0}
+class _Fit:
+    """One fit: who takes part, and where it stands."""
 
-    def evaluate() -> tuple[float, np.ndarray]:
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        model: AdaptedBackbone,
+        train: Encoded,
+        validation: Encoded,
+        engine: Engine,
+        settings: EngineConfig,
+        tell: Callable[[str], None] | None,
+        extra: Beside | None,
+    ) -> None:
+        self.spec, self.model, self.rows, self.validation = spec, model, train, validation
+        self.engine, self.settings, self.tell, self.extra = engine, settings, tell, extra
+        self.recipe = spec.recipe
+        self.checkpoint: Checkpointer | None = None
+        self.now = Progress(np.random.default_rng([spec.seed, 7]), settings.micro_batches)
+
+    def start(self, initial: Adapter | None) -> None:
+        """Put the initial weights into the training slot and hand it to the engine."""
+        spec, model = self.spec, self.model
+        if (spec.init is None) != (initial is None):
+            raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
+        with self.engine.whole(model):
+            model.reset(spec.seed)
+            if initial is not None:
+                initial = own(initial, spec.lora.rank)
+                model.wear(initial)
+            if self.extra:
+                self.extra.start(self.rows, self.settings.batch_tokens)
+        past = self.extra.past if self.extra else None
+        self.penalty = penalties.of(spec, model.slot_parameters, initial, past)
+        torch.manual_seed(spec.seed * 1000 + self.engine.rank)  # dropout
+        self.engine.begin(model, self.recipe, self.now.micro_batches)
+        self.initial = initial
+
+    def train(self) -> None:
+        """Take steps until the epochs or the patience are used up."""
+        now, recipe = self.now, self.recipe
+        if now.step == 0 and self.spec.keep_old and self.initial is not None:
+            now.offer(*self.evaluate(), self.initial)
+        while now.epoch < recipe.epochs and now.waited < recipe.patience:
+            now.drawn = dict(now.order.bit_generator.state)
+            batches = plan_epoch(self.rows, recipe.batch_size, now.order)
+            while now.batch < len(batches) and now.waited < recipe.patience:
+                self.step(batches[now.batch], last=now.batch == len(batches) - 1)
+            if now.batch == len(batches):
+                now.epoch, now.batch = now.epoch + 1, 0
+
+    def step(self, batch: np.ndarray, last: bool) -> None:
+        """Take one optimizer step, and what is due after it."""
+        now, recipe = self.now, self.recipe
         began = time.perf_counter()
-        margin = sharded_margins(model, engine, validation, settings.batch_tokens)
-        seconds["score"] += time.perf_counter() - began
-        return quality(validation.label, margin), margin
+        now.step += 1
+        lr = recipe.lr * min(1.0, now.step / recipe.warmup) if recipe.warmup else recipe.lr
+        value, now.micro_batches = _roomy_step(
+            self.model, self.engine, self.rows, batch, lr, now.micro_batches, self.penalty
+        )
+        now.losses.append(value)
+        now.seen += int(self.rows.targets[batch].sum())
+        now.batch += 1
+        now.seconds["train"] += time.perf_counter() - began
+        if (now.step % recipe.eval_every == 0) if recipe.eval_every else last:
+            self.validate()
+        if self.checkpoint and self.checkpoint.due(now.step):
+            self.save(self.checkpoint)
 
-    best_auc, best_margin, best_step, best = -np.inf, np.empty(0, np.float32), 0, None
-    if spec.keep_old and initial is not None:
-        best_auc, best_margin = evaluate()
-        best = initial
-    history: list[tuple[int, float, float]] = []
-    pulls: list[tuple[int, float, float]] = []
-    step = seen = waited = 0
-    losses: list[float] = []
-    order = np.random.default_rng([spec.seed, 7])
-    for epoch in range(recipe.epochs):
-        batches = plan_epoch(train, recipe.batch_size, order)
-        for number, batch in enumerate(batches):
-            began = time.perf_counter()
-            step += 1
-            lr = recipe.lr * min(1.0, step / recipe.warmup) if recipe.warmup else recipe.lr
-            losses.append(_step(model, engine, train, batch, lr, settings.micro_batches, penalty))
-            seen += int(train.targets[batch].sum())
-            seconds["train"] += time.perf_counter() - began
-            last = number == len(batches) - 1
-            if (step % recipe.eval_every == 0) if recipe.eval_every else last:
-                auc, margin = evaluate()
-                mean = float(engine.gather(np.array([np.mean(losses)])).mean())
-                history.append((step, mean, auc))
-                if penalty:
-                    with engine.whole(model):
-                        pulls.append((step, *penalty.measure()))
-                losses = []
-                if progress:
-                    progress(f"epoch {epoch + 1} step {step} loss {mean:.4f} validation AUC {auc:.4f}")
-                if auc > best_auc:
-                    best_auc, best_margin, best_step, best, waited = auc, margin, step, engine.snapshot(), 0
-                else:
-                    waited += 1
-            if waited >= recipe.patience:
-                break
-        if waited >= recipe.patience:
-            break
-    if best is None:  # fewer steps than `eval_every`
-        best_auc, best_margin = evaluate()
-        best_step, best = step, engine.snapshot()
-    engine.finish()
-    model.eval()
-    whole = extra.whole(best) if extra else best
-    return Fitted(whole, best_margin, best_auc, best_step, step, seen, seconds, history, pulls)
+    def evaluate(self) -> tuple[float, np.ndarray]:
+        """Return AUC and margins of the present weights on the validation rows."""
+        began = time.perf_counter()
+        margin = sharded_margins(self.model, self.engine, self.validation, self.settings.batch_tokens)
+        self.now.seconds["score"] += time.perf_counter() - began
+        return quality(self.validation.label, margin), margin
+
+    def validate(self) -> None:
+        """Evaluate, note it, and keep the weights when they are the best so far."""
+        now = self.now
+        auc, margin = self.evaluate()
+        mean = float(self.engine.gather(np.array([np.mean(now.losses)])).mean())
+        now.history.append((now.step, mean, auc))
+        if self.penalty:
+            with self.engine.whole(self.model):
+                now.pulls.append((now.step, *self.penalty.measure()))
+        now.losses = []
+        if self.tell:
+            self.tell(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation AUC {auc:.4f}")
+        if auc > now.best_auc:
+            now.offer(auc, margin, self.engine.snapshot())
+            now.waited = 0
+        else:
+            now.waited += 1
+
+    def finish(self) -> Fitted:
+        """Let the engine go and return the best weights."""
+        now = self.now
+        if now.best is None:  # fewer steps than `eval_every`
+            now.offer(*self.evaluate(), self.engine.snapshot())
+        self.engine.finish()
+        self.model.eval()
+        assert now.best is not None
+        whole = self.extra.whole(now.best) if self.extra else now.best
+        margin, history = now.best_margin, now.history
+        return Fitted(whole, margin, now.best_auc, now.best_step, now.step, now.seen, now.seconds, history, now.pulls)
+
+    def save(self, checkpoint: Checkpointer) -> None:
+        """Put everything down that the further course depends on; rank 0 writes."""
+        assert isinstance(self.engine, Resumable)
+        tensors, facts = self.now.pack()
+        tensors |= {f"now.{k}": v for k, v in self.engine.snapshot().state.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.engine.optimizer_state().items()}
+        tensors["random"] = torch.from_numpy(self.engine.gather(_random_state(self.model.device)))
+        facts["world"] = self.engine.world
+        if self.engine.rank == 0:
+            checkpoint.save(self.spec.digest, self.now.step, tensors, facts)
+
+    def resume(self, checkpoint: Checkpointer) -> None:
+        """Take up the newest state, if there is one of as many workers; save from now on."""
+        assert isinstance(self.engine, Resumable)
+        self.checkpoint = checkpoint
+        found = checkpoint.load(self.spec.digest)
+        if found is None or found[1].pop("world") != self.engine.world:
+            return
+        tensors, facts = found
+        self.now.unpack(tensors, facts)
+        self.now.rewind()
+        with self.engine.whole(self.model):
+            self.model.wear(Adapter(_under(tensors, "now."), self.model.lora.rank, self.model.lora.alpha))
+        if isinstance(self.engine, Elastic) and self.now.micro_batches != self.settings.micro_batches:
+            self.engine.restart(self.now.micro_batches)
+        self.engine.load_optimizer_state(_under(tensors, "optimizer."))
+        random = tensors["random"].chunk(self.engine.world)[self.engine.rank]
+        _set_random_state(random, self.model.device)
+        if self.tell:
+            self.tell(f"resumed at step {self.now.step}")
+
+
+def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _random_state(device: torch.device) -> np.ndarray:
+    """Return the generators that dropout draws from, uint8: the CPU's, then the device's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states).numpy()
+
+
+def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    host = len(torch.get_rng_state())
+    torch.set_rng_state(state[:host].clone())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[host:].clone(), device)
+
+
+def _roomy_step(
+    model: AdaptedBackbone,
+    engine: Engine,
+    train: Encoded,
+    batch: np.ndarray,
+    lr: float,
+    micro_batches: int,
+    penalty: penalties.Penalty | None,
+) -> tuple[float, int]:
+    """Take a step; where memory runs out, begin it again in twice as many pieces. Return loss and pieces.
+
+    Raises:
+        LsatError: when there is nothing left to halve, or several workers would have to agree on it.
+    """
+    while True:
+        try:
+            return _step(model, engine, train, batch, lr, micro_batches, penalty), micro_batches
+        except torch.OutOfMemoryError as error:
+            if engine.world > 1 or not isinstance(engine, Elastic) or micro_batches >= len(batch):
+                raise LsatError(
+                    f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
+                    "set engine.checkpointing, or lower recipe.batch_size"
+                ) from error
+            micro_batches = min(2 * micro_batches, len(batch))
+        engine.restart(micro_batches)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
@@ -262,6 +416,10 @@ def _step(
     share = split_by_tokens(batch, train.lengths, engine.world)[engine.rank]
     total = float(train.targets[batch].sum())
     value = 0.0
+    pull: dict[str, torch.Tensor] = {}
+    if penalty:
+        with engine.whole(model):
+            _, pull = penalty.gradient()
     for part in split_by_tokens(share, train.lengths, micro_batches):
         weight = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
         micro = collate(train, part if len(part) else batch[:1]).to(model.device)
@@ -273,6 +431,7 @@ def _step(
                 f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
             )
         value += float(loss.detach())
-        engine.backward(loss + penalty() / (engine.world * micro_batches) if penalty else loss)
+        with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
+            engine.backward(loss)
     engine.step(lr)
     return value * engine.world

@@ -20,6 +20,8 @@ def margins(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (index int64 [M], margin float32 [M]) of the targets of some sequences (all when None).
 
+    A pass that runs out of memory is done again in halves.
+
     Args:
         logits: batch -> float [N, 2], logits of (No, Yes).
         encoded: the sequences.
@@ -29,9 +31,17 @@ def margins(
     """
     indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     with torch.no_grad():
-        for group in token_budget_batches(encoded, batch_tokens, sequences):
+        groups = token_budget_batches(encoded, batch_tokens, sequences)[::-1]
+        while groups:
+            group = groups.pop()
             batch = collate(encoded, group).to(device)
-            pair = logits(batch)
+            try:
+                pair = logits(batch)
+            except torch.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
+                groups += np.array_split(group, 2)[::-1]
+                continue
             values.append((pair[:, 1] - pair[:, 0]).float().cpu().numpy())
             indices.append(batch.index)
     return np.concatenate(indices), np.concatenate(values)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,64 +14,18 @@ from torch.nn import functional
 
 from lsat_ray.adapters import penalty as penalties
 from lsat_ray.adapters.checkpoint import Checkpointer
+from lsat_ray.adapters.engine import Elastic, Engine, Resumable, TorchEngine
 from lsat_ray.adapters.frozen import Beside, beside, own
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.progress import Progress
 from lsat_ray.adapters.score import margins
 from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.config import EngineConfig, Recipe
+from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.batch import Batch, Encoded, collate, plan_epoch, split_by_tokens
+from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens
 
 
-class Engine(Protocol):
-    """Who turns losses into steps. One instance serves one adapter after another."""
-
-    rank: int
-    world: int
-
-    def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
-        """Make the slot's weights whole on every rank, to be read or written (ZeRO-3 splits them)."""
-
-    def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
-        """Take the model's training slot with a fresh optimizer."""
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Run the model forward."""
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of this worker's share of the global mean loss."""
-
-    def step(self, lr: float) -> None:
-        """Average over workers, clip, update, clear."""
-
-    def snapshot(self) -> Adapter:
-        """Return the current weights, on every rank."""
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        """Return the ranks' arrays one after the other, on every rank."""
-
-    def finish(self) -> None:
-        """Let the model go."""
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """An engine whose optimizer can be put down and taken up again, to the bit."""
-
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Return the optimizer's tensors by name, CPU, on every rank."""
-
-    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `optimizer_state` gave, after `begin`."""
-
-
-@runtime_checkable
-class Elastic(Protocol):
-    """An engine that can start a step over in smaller pieces."""
-
-    def restart(self, micro_batches: int) -> None:
-        """Drop this step's gradients; from now on a step has so many micro-batches."""
+__all__ = ["Elastic", "Engine", "Fitted", "Resumable", "TorchEngine", "fit", "quality", "sharded_margins"]
 
 
 @dataclass
@@ -95,61 +48,6 @@ class Fitted:
     """(step, mean loss since the last validation, validation AUC)."""
     penalty: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, weighted penalty, norm of its gradient) at each validation; the loss in `history` is without it."""
-
-
-class TorchEngine:
-    """One process, plain torch."""
-
-    rank = 0
-    world = 1
-
-    def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
-        self._model = model
-        self._parameters = list(model.trainable().values())
-        for parameter in self._parameters:
-            parameter.grad = None
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self._clip = recipe.clip
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        return self._model(batch)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def step(self, lr: float) -> None:
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
-        states = [self._optimizer.state[p] for p in self._parameters]
-        return {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.items()}
-
-    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        tree = self._optimizer.state_dict()
-        tree["state"] = {}
-        for key, value in state.items():
-            number, _, name = key.partition(".")
-            tree["state"].setdefault(int(number), {})[name] = value
-        self._optimizer.load_state_dict(tree)
-
-    def restart(self, micro_batches: int) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def snapshot(self) -> Adapter:
-        return self._model.snapshot()
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        return values
-
-    def finish(self) -> None:
-        del self._model, self._parameters, self._optimizer
 
 
 def quality(label: np.ndarray, margin: np.ndarray) -> float:

@@ -207,6 +207,8 @@ def _plain_lora(module: Any) -> bool:
     names = module.active_adapters
     if len(names) != 1 or names[0] not in module.lora_A or module.merged or module.lora_variant.get(names[0]):
         return False
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (module, module.lora_A[names[0]])):
+        return False  # somebody watches it
     drop = module.lora_dropout[names[0]]
     idle = isinstance(drop, nn.Identity) or not drop.training
     return idle and module.lora_B[names[0]].bias is None and not hasattr(module.lora_A[names[0]].weight, "ds_id")

@@ -30,6 +30,13 @@ class Encoder:
         """Encode samples in the configured layout; targets of one sequence stand together, known by their row."""
         return LAYOUTS[self.config.layout](self, samples)
 
+    def scoring(self, samples: Samples) -> Encoded:
+        """Encode samples so that no target's score depends on its company, as the endpoint meets them one by one.
+
+        Only `shared-history` differs: its targets get their own, fresh history.
+        """
+        return shared_history(self, samples, 1) if self.config.layout == "shared-history" else self(samples)
+
     def with_titles(self, titles: Sequence[str]) -> Encoder:
         """Return the same encoder over other titles, such as those of a request."""
         twin = copy.copy(self)

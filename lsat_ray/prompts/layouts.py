@@ -85,12 +85,12 @@ class _Builder:
         )
 
 
-def shared_history(encoder: Encoder, samples: Samples) -> Encoded:
-    """Encode up to k = `prompt.targets` successive targets of a user behind the history of the first.
+def shared_history(encoder: Encoder, samples: Samples, targets: int | None = None) -> Encoded:
+    """Encode up to k = `targets` (`prompt.targets`) successive targets of a user behind the history of the first.
 
     A group ends where a target's history would be more than k - 1 interactions old.
     """
-    groups = list(successive(samples, encoder.config.targets))
+    groups = list(successive(samples, targets or encoder.config.targets))
     leader = np.empty(len(samples), dtype=np.int64)
     for group in groups:
         leader[group] = group[0]

@@ -24,7 +24,6 @@ from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens
 
-
 __all__ = ["Elastic", "Engine", "Fitted", "Resumable", "TorchEngine", "fit", "quality", "sharded_margins"]
 
 

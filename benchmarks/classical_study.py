@@ -72,7 +72,7 @@ def checkpointed(path: Path, name: str, periods: Periods, seed: int, recipe: Cla
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps(records))
     partial.rename(path)
-    mean = np.mean([r["auc"] for r in records if r["period"] > 10])
+    mean = np.mean([r["auc"] for r in records if 2 * r["period"] > periods.count])
     print(f"{name:28s} seed {seed}: {mean:.4f} in {time.perf_counter() - started:.0f} s", flush=True)
     return records
 
@@ -142,8 +142,8 @@ def main() -> None:
     first = args.periods // 2 + 1
     head = (
         f"Mean over tested periods {first}..{args.periods}, {args.keep_last // args.periods} samples each; "
-        f"side features: {args.side}; at most {args.epochs} epochs, patience {args.patience}; {args.threads} thread(s). "
-        "Cold: the item was no target in any training row.\n\n"
+        f"side features: {args.side}; at most {args.epochs} epochs, patience {args.patience}; "
+        f"{args.threads} thread(s). Cold: the item was no target in any training row.\n\n"
     )
     args.out.with_suffix(".md").write_text(head + summary(table, first) + "\n")
     print(summary(table, first))

@@ -239,6 +239,8 @@ class ServeConfig(Node):
     """Copies of the model."""
     gpus: float = Field(0, ge=0)
     """GPUs a replica."""
+    cpus: float = Field(0.25, ge=0)
+    """Logical CPUs a replica asks Ray for; small, so that the whole loop fits a laptop."""
     threads: int = Field(1, ge=1)
     """CPU threads a replica."""
     max_batch: int = Field(64, ge=1)
@@ -260,6 +262,21 @@ class ReplayConfig(Node):
     """Most periods that the replayer holds ahead of the consumer."""
     long_periods: int = Field(10, ge=1)
     """m: the long-term adapter is fit on D_1..D_m and then held."""
+
+
+class StudyConfig(Node):
+    """What `jobs/compare_strategies.py` adds to the table."""
+
+    every_period: bool = True
+    """Fig. 2 and 4: score every period's model of full retraining and fine-tuning on the last period."""
+    warm_cold_after: int | None = Field(None, ge=1)
+    """Fig. 3: score the models of this period on all later ones, warm and cold (null: three quarters of T)."""
+    warm_until: int | None = Field(None, ge=1)
+    """Fig. 4: an item is warm when it occurs in D_1..D_this (null: m)."""
+    demonstrations: int = Field(2, ge=0)
+    """Solved rows in an in-context prompt."""
+    lags: tuple[int, ...] = ()
+    """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""
 
 
 STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
@@ -284,6 +301,7 @@ class Experiment(Node):
     search: SearchConfig = SearchConfig()
     serve: ServeConfig = ServeConfig()
     replay: ReplayConfig = ReplayConfig()
+    study: StudyConfig = StudyConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import AdapterSpec
@@ -53,30 +54,50 @@ class AdapterStore:
             base: name or folder of the backbone, for PEFT.
             validation: (rows int64 [V], margins float32 [V]) of the adapter on its validation slices.
         """
-        final = self.root / spec.digest
-        if spec.digest in self:
+        config = json.dumps(_peft_config(spec, adapter, base), indent=2, sort_keys=True)
+        return self._publish(spec.digest, spec.manifest(), adapter.state, facts, validation, config)
+
+    def publish_state(
+        self, digest: str, spec: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], validation: Scores
+    ) -> Path:
+        """Publish tensors that are no adapter under the same rules; there is nothing for PEFT in the folder.
+
+        Args:
+            digest: SHA-256 of the spec, the name.
+            spec: JSON-ready, for the manifest.
+        """
+        return self._publish(digest, spec, state, facts, validation, None)
+
+    def _publish(
+        self,
+        digest: str,
+        spec: dict[str, Any],
+        state: dict[str, Tensor],
+        facts: dict[str, Any],
+        validation: Scores | None,
+        config: str | None,
+    ) -> Path:
+        final = self.root / digest
+        if digest in self:
             return final
         self.root.mkdir(parents=True, exist_ok=True)
-        draft = self.root / f".{spec.digest}.{uuid.uuid4().hex}"
+        draft = self.root / f".{digest}.{uuid.uuid4().hex}"
         draft.mkdir()
         try:
-            save_file({k: v.contiguous() for k, v in adapter.state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
-            (draft / CONFIG).write_text(json.dumps(_peft_config(spec, adapter, base), indent=2, sort_keys=True))
+            save_file({k: v.contiguous() for k, v in state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
+            if config is not None:
+                (draft / CONFIG).write_text(config)
             if validation is not None:
                 save_numpy({"row": validation[0], "margin": validation[1]}, draft / SCORES)
-            manifest = {
-                "digest": spec.digest,
-                "spec": spec.manifest(),
-                "files": {path.name: _sha256(path) for path in sorted(draft.iterdir())},
-                "facts": facts,
-            }
+            files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+            manifest = {"digest": digest, "spec": spec, "files": files, "facts": facts}
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
             for path in draft.iterdir():
                 _sync(path)
             try:
                 os.rename(draft, final)
             except OSError:
-                if spec.digest not in self:  # not a finished twin of another publisher
+                if digest not in self:  # not a finished twin of another publisher
                     raise
             _sync(self.root)
         finally:
@@ -103,13 +124,18 @@ class AdapterStore:
         Raises:
             LsatError: naming the file that differs.
         """
-        folder = self._verified(digest)
-        try:
-            state = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise LsatError(f"{folder / WEIGHTS}: {error}; {REMEDY}") from error
+        state = self.load_state(digest)
+        folder = self.root / digest
         config = json.loads((folder / CONFIG).read_text())
         return Adapter(state, int(config["r"]), float(config["lora_alpha"]))
+
+    def load_state(self, digest: str) -> dict[str, Tensor]:
+        """Return the tensors alone, verified: all there is of a classical model."""
+        folder = self._verified(digest)
+        try:
+            return load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise LsatError(f"{folder / WEIGHTS}: {error}; {REMEDY}") from error
 
     def validation(self, digest: str) -> Scores:
         """Return the (rows, margins) that `publish` was given, verified."""

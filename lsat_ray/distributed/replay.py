@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray
 
 from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.data.reservoir import reservoir
 from lsat_ray.errors import LsatError
 
 
@@ -19,7 +22,6 @@ class Stream:
         self._lookahead = lookahead
         self.watermark = 0
         """Newest period that has arrived."""
-        self._held: dict[Slice, Any] = {}
 
     def arrive(self, period: int) -> int | None:
         """Let period t arrive and move the watermark to it; repeating the call changes nothing.
@@ -54,6 +56,25 @@ class Stream:
         """Return a slice's samples."""
         return self._periods.rows(s.period, s.part)
 
+    def view(self, as_of: int) -> Periods:
+        """Return the periods as a reader at `as_of` may know them: all labels that came later are blanked.
+
+        The catalogue and the number of users stay, as in the paper, where id tables are sized for the whole log.
+
+        Raises:
+            LsatError: when `as_of` is past the watermark.
+        """
+        self.check([Slice(as_of, "all")], as_of)
+        whole = self._periods.samples
+        known = np.arange(len(whole)) < self._periods.borders[as_of]
+        hidden = replace(
+            whole,
+            label=np.where(known, whole.label, 0).astype(whole.label.dtype),
+            history_label=np.where(known[:, None], whole.history_label, 0).astype(whole.history_label.dtype),
+            probability=None,
+        )
+        return replace(self._periods, samples=hidden)
+
     def ahead(self) -> int:
         """Return how many periods past the watermark may be held."""
         return min(self._lookahead, self._periods.count - self.watermark)
@@ -69,6 +90,7 @@ class StreamReplayer:
     def __init__(self, periods: list[ray.ObjectRef], lookahead: int) -> None:
         self._stream = Stream(ray.get(periods[0]), lookahead)
         self._refs: dict[Slice, ray.ObjectRef] = {}
+        self._views: dict[int, ray.ObjectRef] = {}
 
     def arrive(self, period: int) -> int | None:
         """Let period t arrive (after a restart: and all before it); put the next `lookahead` periods in the store."""
@@ -83,6 +105,17 @@ class StreamReplayer:
         """Return references to the samples of slices, none newer than `as_of` or the watermark."""
         self._stream.check(slices, as_of)
         return [self._put(s) for s in slices]
+
+    def view(self, as_of: int) -> ray.ObjectRef:
+        """Return a reference to the periods with every later label blanked."""
+        if as_of not in self._views:
+            self._views = {as_of: ray.put(self._stream.view(as_of))}
+        return self._views[as_of]
+
+    def replayed(self, before: int, size: int, seed: int, as_of: int) -> ray.ObjectRef:
+        """Return a reference to a reservoir of `size` rows of T_1..T_(before - 1)."""
+        periods = self._stream.view(as_of)
+        return ray.put(periods.samples.take(reservoir(periods, before - 1, size, seed)))
 
     def watermark(self) -> int:
         """Return the newest period that has arrived."""

@@ -16,8 +16,9 @@ import yaml
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
 
-FREE = ("engine", "serve", "name")
-"""Sections that may change between the attempts of one run: they decide where and how fast, not what."""
+FREE = ("engine", "serve", "name", "study", "seeds", "strategies")
+"""Sections that may change between the attempts of one run: they decide where, how fast and how many rows, not what
+a row is."""
 
 
 class RunDir:
@@ -50,9 +51,7 @@ class RunDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LsatError(
-                f"{self.path}: another process works here; wait for it or give another --name"
-            ) from error
+            raise LsatError(f"{self.path}: another process works here; wait for it or give another --name") from error
         write_atomically(resolved, self.config.to_yaml())
         write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2, sort_keys=True))
 

@@ -9,7 +9,23 @@ from typing import Any, Literal
 
 from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.baselines.spec import ClassicalSpec
+from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a session's workers need to begin."""
+
+    config: Experiment
+    backbone: str
+    """Folder of the weights."""
+    store: str
+    """Root of the adapter store."""
+    titles: tuple[str, ...]
+    replayer: Any
+    """Handle of the `StreamReplayer`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,81 @@ class Score:
         return self.model.adapters
 
 
-Task = Fit | Score
+@dataclass(frozen=True)
+class Coefficients:
+    """Fit merge weights by gradient (a plan's `fit`)."""
+
+    adapters: tuple[str, ...]
+    slices: tuple[Slice, ...]
+    pull: float
+    as_of: int
+
+    @property
+    def key(self) -> str:
+        """Digest of adapters, rows and pull."""
+        return hashlib.sha256(repr((self.adapters, [tuple(s) for s in self.slices], self.pull)).encode()).hexdigest()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The adapters."""
+        return self.adapters
+
+
+@dataclass(frozen=True)
+class ClassicalFit:
+    """Fit a classical recommender and publish it."""
+
+    spec: ClassicalSpec
+    as_of: int
+
+    @property
+    def key(self) -> str:
+        """The model's digest."""
+        return self.spec.digest
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Models that must be in the store before."""
+        return tuple(p.digest for p in self.spec.parents())
+
+
+@dataclass(frozen=True)
+class ClassicalScore:
+    """Score D_`period` with a classical recommender; its features count what came before each row."""
+
+    spec: ClassicalSpec
+    period: int
+
+    @property
+    def key(self) -> str:
+        """Digest of model and period."""
+        return hashlib.sha256(f"{self.spec.digest} {self.period}".encode()).hexdigest()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The model."""
+        return (self.spec.digest,)
+
+
+@dataclass(frozen=True)
+class InContextScore:
+    """Score D_`period` in context: solved rows of the newest period before it stand in the prompt."""
+
+    period: int
+    demonstrations: int
+
+    @property
+    def key(self) -> str:
+        """Name of the pass."""
+        return f"in-context {self.demonstrations} {self.period}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+Task = Fit | Score | Coefficients | ClassicalFit | ClassicalScore | InContextScore
 State = Literal["waiting", "running", "done", "failed"]
 
 
@@ -95,7 +185,7 @@ class TaskBook:
         """Record a task's result."""
         entry = self.entries[key]
         entry.state, entry.result = "done", result
-        if isinstance(entry.task, Fit):
+        if isinstance(entry.task, Fit | ClassicalFit):
             self.present.add(key)
 
     def fail(self, key: str, reason: str) -> None:

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
-from lsat_ray.config import EngineConfig, Experiment
-from lsat_ray.data.periods import Slice
-from lsat_ray.distributed.tasks import Fit, Score, Task, TaskBook
+from lsat_ray.config import EngineConfig
+from lsat_ray.distributed.tasks import ClassicalFit, Context, Fit, Task, TaskBook
 from lsat_ray.errors import LsatError
 
 CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a session's workers need to begin."""
-
-    config: Experiment
-    backbone: str
-    """Folder of the weights."""
-    store: str
-    """Root of the adapter store."""
-    titles: tuple[str, ...]
-    replayer: Any
-    """Handle of the `StreamReplayer`."""
 
 
 @ray.remote(num_cpus=0)
@@ -161,8 +144,15 @@ class TrainingSessions:
         """Tell the sessions what they work on."""
         ray.get(self.queue.open.remote([context]))
 
-    def run(self, tasks: list[Task], present: set[str]) -> dict[str, Any]:
+    def run(
+        self, tasks: list[Task], present: set[str], told: Callable[[dict[str, int]], None] | None = None
+    ) -> dict[str, Any]:
         """Submit tasks, wait for all, and return their results by key.
+
+        Args:
+            tasks: in the order in which they should be taken.
+            present: models that are in the store.
+            told: hears the counts of waiting, running and done tasks every two seconds.
 
         Raises:
             LsatError: when a task failed or all sessions have died.
@@ -172,13 +162,15 @@ class TrainingSessions:
         keys = [t.key for t in tasks]
         ray.get(self.queue.submit.remote(tasks, present))
         while (states := ray.get(self.queue.wait.remote(keys, 2.0))) is None:
+            if told:
+                told(ray.get(self.queue.counts.remote()))
             if not any(t.is_alive() for t in self._threads):
                 reason = self._errors[0] if self._errors else "they ended early"
                 raise LsatError(f"training: no session is left to train in ({reason}); the same command resumes")
         for state, result in states.values():
             if state == "failed":
                 raise LsatError(str(result))
-        ray.get(self.queue.forget.remote([t.key for t in tasks if isinstance(t, Score)]))
+        ray.get(self.queue.forget.remote([t.key for t in tasks if not isinstance(t, Fit | ClassicalFit)]))
         return {k: result for k, (_, result) in states.items()}
 
     def close(self) -> None:
@@ -186,94 +178,6 @@ class TrainingSessions:
         ray.get(self.queue.close.remote())
         for thread in self._threads:
             thread.join(timeout=60)
-
-
-class Worker:
-    """One rank of a session: the backbone, loaded once, and what it has read."""
-
-    def __init__(self, context: Context, engine: EngineConfig, rank: int) -> None:
-        import torch
-
-        from lsat_ray.adapters.lora import AdaptedBackbone
-        from lsat_ray.adapters.recommender import Recommender
-        from lsat_ray.adapters.store import AdapterStore
-        from lsat_ray.backbone.load import load
-        from lsat_ray.prompts.encode import Encoder
-
-        torch.set_num_threads(engine.threads)
-        self.context = context
-        self.settings = engine
-        self.rank = rank
-        backbone = load(context.config.backbone, Path(context.backbone))
-        self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
-        self.model = AdaptedBackbone(backbone, context.config.lora, engine.checkpointing)
-        self.store = AdapterStore(Path(context.store))
-        self.recommender = Recommender(self.model, self.store, engine.batch_tokens)
-        self.engine = _engine(engine)
-        self._encoded: dict[Slice, Any] = {}
-
-    def encode(self, slices: tuple[Slice, ...], as_of: int) -> Any:
-        """Read slices through the replayer and encode each once."""
-        from lsat_ray.prompts.batch import join
-
-        missing = [s for s in slices if s not in self._encoded]
-        if missing:
-            refs = ray.get(self.context.replayer.read.remote(missing, as_of))
-            for s, samples in zip(missing, ray.get(refs), strict=True):
-                self._encoded[s] = self.encoder(samples)
-        return join([self._encoded[s] for s in slices])
-
-    def run(self, task: Task) -> Any:
-        """Do a task; every rank returns, rank 0's result counts."""
-        return self._fit(task) if isinstance(task, Fit) else self._score(task)
-
-    def _fit(self, task: Fit) -> dict[str, Any]:
-        from lsat_ray.adapters.train import fit
-
-        spec = task.spec
-        if spec.digest in self.store:
-            return self.store.manifest(spec.digest)["facts"]
-        began, start = time.perf_counter(), time.time()
-        initial = self.store.load(spec.init.digest) if spec.init else None
-        train, validation = self.encode(spec.train, task.as_of), self.encode(spec.validation, task.as_of)
-        read = time.perf_counter() - began
-        fitted = fit(spec, self.model, train, validation, self.engine, self.settings, initial)
-        facts = {"auc": fitted.auc, "best_step": fitted.best_step, "steps": fitted.steps, "targets": fitted.targets}
-        if self.rank == 0:
-            self.store.publish(
-                spec, fitted.adapter, facts, self.context.config.backbone.path, (validation.row, fitted.margin)
-            )
-        seconds = {"encode": read, **fitted.seconds}
-        return {**facts, "seconds": seconds, "start": start}
-
-    def _score(self, task: Score) -> tuple[np.ndarray, list[np.ndarray]]:
-        from lsat_ray.adapters.train import sharded_margins
-
-        encoded = self.encode(task.slices, task.as_of)
-        self.recommender.prepare([task.model])
-        out = []
-        for _, adapter in self.recommender.passes(task.model):
-            with self.engine.whole(self.model):
-                if adapter is not None:
-                    self.model.wear(adapter)
-            self.engine.begin(self.model, self.context.config.recipe, 1)
-            if adapter is None:
-                with self.model.bare():
-                    out.append(sharded_margins(self.model, self.engine, encoded, self.settings.batch_tokens))
-            else:
-                out.append(sharded_margins(self.model, self.engine, encoded, self.settings.batch_tokens))
-            self.engine.finish()
-        return encoded.row, out
-
-
-def _engine(config: EngineConfig) -> Any:
-    if config.kind == "torch":
-        from lsat_ray.adapters.train import TorchEngine
-
-        return TorchEngine()
-    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(int(config.zero))
 
 
 def session_loop(loop: dict[str, Any]) -> None:
@@ -292,7 +196,8 @@ def session_loop(loop: dict[str, Any]) -> None:
         return answer[0]
 
     shared(lambda: queue.restart.remote(session))
-    _warm_imports()
+    from lsat_ray.distributed.worker import Worker  # what takes seconds, while the driver still builds the backbone
+
     context = None
     while context is None:
         context = shared(lambda: queue.context.remote(5.0))
@@ -309,13 +214,3 @@ def session_loop(loop: dict[str, Any]) -> None:
             raise
         if rank == 0:
             ray.get(queue.done.remote(task.key, result))
-
-
-def _warm_imports() -> None:
-    """Import what takes seconds while the driver still builds the backbone."""
-    import peft
-    import transformers
-
-    import lsat_ray.adapters.train
-
-    assert peft and transformers and lsat_ray.adapters.train

@@ -69,3 +69,13 @@ def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:
     if model.merge == "output-ensemble":
         return ensemble(margin, model.weights, model.space)
     return probability(margin[0])
+
+
+def passes(model: Model) -> list[Model]:
+    """Return the forward passes that a model combines, each as a model that names no strategy, period or seed.
+
+    Equal passes of different models are equal here, so that each needs to be made once.
+    """
+    if model.merge == "output-ensemble":
+        return [Model("pass", 0, "single", (digest,), (1.0,)) for digest in model.adapters]
+    return [Model("pass", 0, model.merge, model.adapters, model.weights)]

@@ -1,0 +1,113 @@
+"""What the throughput benchmark measures with, and how it describes machine and result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def clock(device: torch.device) -> float:
+    """Return seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def matmul_peak(device: torch.device, size: int | None = None, seconds: float = 1.0) -> float:
+    """Return the products a second of the best of some square matrix products, in FLOP/s."""
+    size = size or (8192 if device.type == "cuda" else 1536)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, began = 0.0, clock(device)
+    while clock(device) - began < seconds:
+        start = clock(device)
+        a @ b
+        best = max(best, 2.0 * size**3 / (clock(device) - start))
+    return best
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
+    """Measure the peak inside the block in MiB: of the device's allocator, or of the process's resident set."""
+    out = {"peak": 0.0}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield out
+        out["peak"] = torch.cuda.max_memory_allocated(device) / 2**20
+        return
+    stop, page = threading.Event(), os.sysconf("SC_PAGE_SIZE")
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            out["peak"] = max(out["peak"], int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield out
+    finally:
+        stop.set()
+        thread.join()
+
+
+def machine(device: torch.device, threads: int, peak: float) -> dict[str, Any]:
+    """Describe the machine without naming it."""
+    import peft
+    import transformers
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "matmul_peak_gflops": round(peak / 1e9, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def markdown(tree: dict[str, Any]) -> str:
+    """Return the tree as a page."""
+    host = tree["machine"]
+    lines = [
+        f"# Training throughput, {tree['shape']} shape, {tree['rows']} rows",
+        "",
+        f"{host['device']}: {host['cpu']}, {host['cores']} cores, {host['threads']} threads, load average "
+        f"{host['load_average'][0]} at the end; matrix products {host['matmul_peak_gflops']} GFLOP/s; "
+        f"torch {host['torch']}, transformers {host['transformers']}, peft {host['peft']}. "
+        "Medians over interleaved rounds.",
+        "",
+        "| method | targets/s | over Trainer | tokens/s | peak MiB | share of matmul peak | what |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    base = tree["methods"]["trainer"]["targets_per_s"]
+    for name, row in tree["methods"].items():
+        share = "" if row["mfu"] is None else f"{100 * row['mfu']:.0f} %"
+        lines.append(
+            f"| {name} | {row['targets_per_s']:.1f} | {row['targets_per_s'] / base:.1f}x | {row['tokens_per_s']:.0f} | "
+            f"{row['peak_mib']:.0f} | {share} | {row['note']} |"
+        )
+    lines += ["", "| lever | brings alone |", "|---|---|"]
+    lines += [f"| {k.removeprefix('lever_')} | {v:.2f}x |" for k, v in tree.items() if k.startswith("lever_")]
+    lines += ["", "| layout | tokens a target | targets a sequence | shared prefix |", "|---|---|---|---|"]
+    lines += [
+        f"| {k} | {v['tokens_per_target']:.1f} | {v['targets_per_sequence']:.1f} | {v['prefix']} |"
+        for k, v in tree["tokens"].items()
+    ]
+    return "\n".join(lines) + "\n"

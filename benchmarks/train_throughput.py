@@ -1,0 +1,419 @@
+"""Measure training throughput against HF Trainer + PEFT: same backbone, rows and machine, in one run, interleaved.
+
+    python benchmarks/train_throughput.py --shape 20m --json benchmarks/results/train_throughput_20m.json
+
+The rival is written as a user would write it: prompt and answer tokenised beforehand, padded by the stock collator,
+the causal-LM loss over the whole vocabulary on all tokens. Weights are random (speed does not depend on them), the
+tokenizer is a BPE of the log's own prompts, the vocabulary is padded to the shape's. Needs neither ray nor deepspeed;
+on a GPU the backbone is bfloat16. Every method is run in every round; figures are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.measuring import clock, machine, markdown, matmul_peak, peak_memory
+from lsat_ray import data
+from lsat_ray.adapters.lora import AdaptedBackbone
+from lsat_ray.adapters.train import TorchEngine, _step
+from lsat_ray.backbone import nano
+from lsat_ray.backbone.forward import hidden_states
+from lsat_ray.backbone.load import wrap
+from lsat_ray.config import DataConfig, LoraSettings, PeriodsConfig, PromptConfig, Recipe
+from lsat_ray.data.periods import Periods, cut
+from lsat_ray.prompts.batch import Batch, Encoded, collate, plan_epoch
+from lsat_ray.prompts.encode import Encoder
+
+Shape = dict[str, int]
+SHAPES: dict[str, Shape] = {
+    "toy": {"hidden": 32, "layers": 2, "heads": 4, "kv": 4, "mlp": 64, "vocabulary": 1000},
+    "nano": {"hidden": 64, "layers": 2, "heads": 4, "kv": 4, "mlp": 168, "vocabulary": 768},
+    "20m": {"hidden": 384, "layers": 6, "heads": 6, "kv": 6, "mlp": 1024, "vocabulary": 32000},
+    "0.1b": {"hidden": 768, "layers": 12, "heads": 12, "kv": 12, "mlp": 2048, "vocabulary": 32000},
+    "1b": {"hidden": 2048, "layers": 16, "heads": 32, "kv": 8, "mlp": 8192, "vocabulary": 128256},
+    "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv": 32, "mlp": 11008, "vocabulary": 32000},
+}
+LAYOUTS = {
+    "exact": PromptConfig(),
+    "shared": PromptConfig(layout="shared-history", targets=8),
+    "stream": PromptConfig(layout="stream", targets=32),
+}
+
+
+@dataclass
+class Method:
+    """One way to train, and what was measured of it."""
+
+    name: str
+    note: str
+    round: Callable[[float], tuple[int, int, float]]
+    """seconds at least -> (targets, tokens computed, seconds)."""
+    flops: Callable[[int, int], float] | None = None
+    rate: list[float] = field(default_factory=list)
+    token_rate: list[float] = field(default_factory=list)
+    share: list[float] = field(default_factory=list)
+    memory: float = 0.0
+
+
+@dataclass
+class Ground:
+    """What all methods share."""
+
+    shape: Shape
+    device: torch.device
+    periods: Periods
+    tokenizer: Any
+    model: AdaptedBackbone
+    answers: list[int]
+    encoded: dict[str, Encoded]
+    prompts: list[list[int]]
+    """Whole prompts of the training rows, for the plain methods."""
+    labels: np.ndarray
+    batch: int
+    """Targets of a forward pass of the baseline and of the exact layout."""
+
+
+def prepare(options: argparse.Namespace) -> Ground:
+    """Build log, tokenizer, backbone and encodings."""
+    shape = SHAPES[options.shape]
+    source = DataConfig(keep_last=options.rows)
+    if options.log:
+        source = DataConfig(format="movielens", path=options.log, keep_last=options.rows)
+    cuts = PeriodsConfig(number=2)
+    periods = cut(data.load(source, cuts), source, cuts)
+    samples = periods.samples.take(slice(periods.borders[0], None))
+    vocabulary = shape["vocabulary"]
+    texts = nano._texts(periods.titles, samples, "movie")
+    tokenizer = nano.build_tokenizer(texts, min(vocabulary, 8000))
+    device = torch.device(options.device)
+    model = AdaptedBackbone(wrap(_random_llama(shape, device), tokenizer, "random"), LoraSettings())
+    model.reset(0)
+    encoded = {name: Encoder(tokenizer, config, periods.titles)(samples) for name, config in LAYOUTS.items()}
+    prompts = Encoder(tokenizer, LAYOUTS["exact"], periods.titles).prompt_ids(samples)
+    answers = [tokenizer.convert_tokens_to_ids(t) for t in ("No", "Yes")]
+    return Ground(shape, device, periods, tokenizer, model, answers, encoded, prompts, samples.label, options.batch)
+
+
+def _random_llama(shape: Shape, device: torch.device) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv"],
+        intermediate_size=shape["mlp"],
+        vocab_size=shape["vocabulary"],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.device(device):
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        torch.set_default_dtype(dtype)
+        try:
+            return LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def linear_weights(shape: Shape) -> tuple[int, int]:
+    """Return a layer's weights in linear maps: of keys and values, and of all else."""
+    hidden, head = shape["hidden"], shape["hidden"] // shape["heads"]
+    return 2 * hidden * shape["kv"] * head, 2 * hidden * hidden + 3 * hidden * shape["mlp"]
+
+
+def whole_flops(shape: Shape) -> Callable[[int, int], float]:
+    """Return the products that the plain computation asks for: 4 a weight and token, the head included."""
+    weights = shape["layers"] * sum(linear_weights(shape)) + shape["hidden"] * shape["vocabulary"]
+    return lambda tokens, _: 4.0 * weights * tokens
+
+
+def lean_flops(shape: Shape) -> Callable[[int, int], float]:
+    """Return the products that ours asks for: in the last layer only keys and values away from the answers."""
+    keys, rest = linear_weights(shape)
+    return lambda tokens, targets: (
+        4.0 * ((shape["layers"] * keys + (shape["layers"] - 1) * rest) * tokens + rest * targets)
+    )
+
+
+def ours(ground: Ground, layout: str, batch: int) -> Callable[[float], tuple[int, int, float]]:
+    """Return a round of our step loop in a layout; state carries over between rounds."""
+    encoded, engine, order = ground.encoded[layout], TorchEngine(), np.random.default_rng(0)
+    plan: list[np.ndarray] = []
+
+    def run(seconds: float) -> tuple[int, int, float]:
+        engine.begin(ground.model, Recipe(), 1)
+        targets = tokens = 0
+        began = clock(ground.device)
+        while (spent := clock(ground.device) - began) < seconds or not targets:
+            if not plan:
+                plan.extend(plan_epoch(encoded, batch, order))
+            group = plan.pop()
+            _step(ground.model, engine, encoded, group, 1e-3, 1)
+            targets += int(encoded.targets[group].sum())
+            tokens += len(group) * int(encoded.lengths[group].max()) + len(encoded.prefix)
+        engine.finish()
+        return targets, tokens, spent
+
+    return run
+
+
+def trainer(ground: Ground) -> Callable[[float], tuple[int, int, float]]:
+    """Return a round of HF Trainer + PEFT; the first step of each call is not counted."""
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+
+    end = [[*ground.tokenizer.encode(answer), ground.tokenizer.eos_token_id] for answer in ("No.", "Yes.")]
+    rows = [{"input_ids": p + end[int(y)]} for p, y in zip(ground.prompts, ground.labels, strict=True)]
+    collator = DataCollatorForLanguageModeling(ground.tokenizer, mlm=False)
+    seen = {"tokens": 0}
+
+    def counted(features: list[dict[str, Any]]) -> Any:
+        out = collator(features)
+        seen["tokens"] += out["input_ids"].numel()
+        return out
+
+    class Watch(TrainerCallback):
+        """Note the clock after each step, and stop in time."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.ends = seconds, []  # type: float, list[tuple[float, int]]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.ends.append((clock(ground.device), seen["tokens"]))
+            if len(self.ends) > 1 and self.ends[-1][0] - self.ends[0][0] >= self.seconds:
+                control.should_training_stop = True
+
+    def run(seconds: float) -> tuple[int, int, float]:
+        watch = Watch(seconds)
+        arguments = TrainingArguments(
+            output_dir=str(Path(tempfile.gettempdir()) / "lsat_ray_trainer"),
+            per_device_train_batch_size=ground.batch,
+            max_steps=10_000,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=ground.device.type == "cpu",
+            bf16=ground.device.type == "cuda",
+            dataloader_pin_memory=ground.device.type == "cuda",
+        )
+        Trainer(
+            model=ground.model.peft, args=arguments, train_dataset=rows, data_collator=counted, callbacks=[watch]
+        ).train()
+        (first, before), (last, after) = watch.ends[0], watch.ends[-1]
+        return ground.batch * (len(watch.ends) - 1), after - before, last - first
+
+    return run
+
+
+def lever(ground: Ground, *levers: str) -> Callable[[float], tuple[int, int, float]]:
+    """Return a round of a plain loop with some levers: `head`, `prefix`, `bucket`, `walk`, `full`.
+
+    Without any: padded random batches, full logits, two-class loss at the answer, LoRA weights trained. `full` trains
+    all weights instead of the adapter's, to show what LoRA saves.
+    """
+    model, encoded = ground.model, ground.encoded["exact"]
+    plain = encoded if "prefix" in levers or "walk" in levers else _written_out(encoded)
+    head = model.peft.get_base_model().get_output_embeddings()
+    decoder = model.peft.get_base_model().get_decoder()
+    rows_of_head = model.get_buffer("head")
+    order, state = np.random.default_rng(0), {"plan": []}  # type: ignore[var-annotated]
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        if "walk" in levers:
+            return functional.cross_entropy(model(batch), batch.label.long())
+        hidden = hidden_states(decoder, batch)
+        if "head" in levers:
+            read = hidden[batch.answer[:, 0], batch.answer[:, 1]].float() @ rows_of_head.T
+        else:
+            logits = head(hidden).float()
+            read = logits[batch.answer[:, 0], batch.answer[:, 1]][:, ground.answers]
+        return functional.cross_entropy(read, batch.label.long())
+
+    def run(seconds: float) -> tuple[int, int, float]:
+        if "full" in levers:
+            for parameter in model.peft.parameters():
+                parameter.requires_grad_(True)
+        model.train()
+        targets = tokens = 0
+        began = clock(ground.device)
+        while (spent := clock(ground.device) - began) < seconds or not targets:
+            if not state["plan"]:
+                if "bucket" in levers:
+                    state["plan"] = plan_epoch(plain, ground.batch, order)
+                else:
+                    state["plan"] = np.array_split(order.permutation(len(plain)), len(plain) // ground.batch)
+            group = state["plan"].pop()
+            loss_of(collate(plain, group).to(ground.device)).backward()  # type: ignore[no-untyped-call]
+            for parameter in model.peft.parameters():
+                parameter.grad = None
+            targets += len(group)
+            tokens += len(group) * int(plain.lengths[group].max()) + len(plain.prefix)
+        if "full" in levers:
+            for name, parameter in model.peft.named_parameters():
+                parameter.requires_grad_(".lora_" in name)
+        return targets, tokens, spent
+
+    return run
+
+
+def _written_out(encoded: Encoded) -> Encoded:
+    prefix = len(encoded.prefix)
+    spans = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+    pieces = [np.concatenate([encoded.prefix, encoded.tokens[a:b]]) for a, b in spans]
+    offsets = encoded.offsets + prefix * np.arange(len(encoded) + 1)
+    return Encoded(
+        encoded.prefix[:0],
+        np.concatenate(pieces),
+        offsets,
+        offsets[1:] - 1,
+        encoded.sequence,
+        encoded.row,
+        encoded.label,
+    )
+
+
+def methods(ground: Ground, levers: bool) -> list[Method]:
+    """Return everything that is measured; the rival first."""
+    shape, wide = ground.shape, 4 * ground.batch
+    whole, lean = whole_flops(shape), lean_flops(shape)
+    found = [
+        Method("trainer", f"HF Trainer + PEFT, padded, causal-LM loss, batch {ground.batch}", trainer(ground), whole),
+        Method("exact", f"ours, exact layout, batch {ground.batch}", ours(ground, "exact", ground.batch), lean),
+        Method("shared", f"ours, shared-history(8), batch {wide}", ours(ground, "shared", wide), lean),
+        Method("stream", f"ours, stream(32), batch {wide}", ours(ground, "stream", wide), lean),
+    ]
+    if levers:
+        found += [
+            Method("plain", "plain loop: padded, full logits, two-class loss, LoRA", lever(ground)),
+            Method("all_weights", "plain, all weights trained instead of LoRA", lever(ground, "full")),
+            Method("two_row_head", "plain + two rows of the head", lever(ground, "head")),
+            Method("shared_prefix", "plain + shared prefix", lever(ground, "prefix")),
+            Method("bucketing", "plain + batches of like length", lever(ground, "bucket")),
+            Method("head_and_prefix", "two-row head + shared prefix", lever(ground, "head", "prefix")),
+            Method("walk", "the same, walked by hand, last layer for answers", lever(ground, "head", "prefix", "walk")),
+        ]
+    return found
+
+
+def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, peak: float) -> None:
+    """Run all methods in every round, one after the other."""
+    for method in found:  # warm up: one step each
+        method.round(0.0)
+    for number in range(rounds):
+        for method in found:
+            with peak_memory(ground.device) as memory:
+                targets, tokens, spent = method.round(seconds)
+            method.rate.append(targets / spent)
+            method.token_rate.append(tokens / spent)
+            method.memory = max(method.memory, memory["peak"])
+            if method.flops:
+                method.share.append(method.flops(tokens, targets) / spent / peak)
+        print(f"round {number + 1}: " + ", ".join(f"{m.name} {m.rate[-1]:.1f}" for m in found), flush=True)
+
+
+def report(found: list[Method], ground: Ground, options: argparse.Namespace, peak: float) -> dict[str, Any]:
+    """Return the tree that is written."""
+    rate = {m.name: statistics.median(m.rate) for m in found}
+    ratios: dict[str, Any] = {f"{n}_ratio": rate[n] / rate["trainer"] for n in ("exact", "shared", "stream")}
+    if "plain" in rate:
+        ratios |= {
+            "lever_lora_only": rate["plain"] / rate["all_weights"],
+            "lever_two_row_head": rate["two_row_head"] / rate["plain"],
+            "lever_shared_prefix": rate["shared_prefix"] / rate["plain"],
+            "lever_bucketing": rate["bucketing"] / rate["plain"],
+            "lever_walk": rate["walk"] / rate["head_and_prefix"],
+        }
+    table = {
+        m.name: {
+            "note": m.note,
+            "targets_per_s": rate[m.name],
+            "tokens_per_s": statistics.median(m.token_rate),
+            "peak_mib": round(m.memory, 1),
+            "mfu": statistics.median(m.share) if m.share else None,
+            "rounds": [round(r, 3) for r in m.rate],
+        }
+        for m in found
+    }
+    gap = None
+    if options.quality and Path(options.quality).is_file():
+        runs = json.loads(Path(options.quality).read_text())["data"]
+        gap = {d: {f"{r['layout']} on {r['backbone']}": r["gap"] for r in rows} for d, rows in runs.items()}
+    encodings = {
+        name: {
+            "tokens_per_target": len(e.tokens) / len(e.row),
+            "targets_per_sequence": len(e.row) / len(e),
+            "prefix": len(e.prefix),
+        }
+        for name, e in ground.encoded.items()
+    }
+    return {
+        **ratios,
+        "auc_gap": gap,
+        "mfu": table["exact"]["mfu"],
+        "shape": options.shape,
+        "rows": "ml-latest-small" if options.log else "synthetic",
+        "sizes": ground.shape,
+        "tokens": encodings,
+        "methods": table,
+        "machine": machine(ground.device, options.threads, peak),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="20m")
+    parser.add_argument("--json", type=Path, help="result; a page with the same name ends in .md")
+    parser.add_argument("--log", help="folder of a MovieLens log (default: the synthetic stream)")
+    parser.add_argument("--rows", type=int, default=6000, help="training rows")
+    parser.add_argument("--batch", type=int, default=32, help="targets of a forward pass of baseline and exact layout")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="least time of a method in a round")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quality", default="benchmarks/results/layout_quality.json", help="where the AUC gaps are")
+    parser.add_argument("--no-levers", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, write."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    ground = prepare(options)
+    peak = matmul_peak(ground.device, 256 if options.shape == "toy" else None)
+    found = methods(ground, not options.no_levers)
+    measure(found, ground, options.rounds, options.seconds, peak)
+    tree = report(found, ground, options, peak)
+    print(markdown(tree))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(tree, indent=2) + "\n")
+        options.json.with_suffix(".md").write_text(markdown(tree))
+    return tree
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import distributed
 
+from lsat_ray.adapters.frozen import SLOT as FROZEN_SLOT
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.config import Recipe
+from lsat_ray.errors import LsatError
 
 
 class DeepSpeedEngine:
@@ -44,7 +46,14 @@ class DeepSpeedEngine:
             yield
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
-        """Wrap the model's training slot with a fresh AdamW."""
+        """Wrap the model's training slot with a fresh AdamW.
+
+        Raises:
+            LsatError: when frozen adapters are worn beside it under ZeRO-3, whose tracing of modules then fails or not
+                depending on what was trained before (DeepSpeed 0.19.8).
+        """
+        if self.stage == 3 and FROZEN_SLOT in model.peft.peft_config:
+            raise LsatError("engine.zero: stage 3 does not carry the cumulative family; use 0, 1 or 2")
         self._model = model
         self._micro_batches = micro_batches
         parameters = list(model.trainable().values())

@@ -116,9 +116,9 @@ class NanoConfig(Node):
     """Passes over the samples before the first period."""
     rows: int | None = Field(None, ge=1)
     """Use only the last that many of them (all when null)."""
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW (linear decay)."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """Samples a step."""
     seed: int = 0
     """Seed of weights and order."""

@@ -145,7 +145,9 @@ def main() -> None:
         f"side features: {args.side}; at most {args.epochs} epochs, patience {args.patience}; "
         f"{args.threads} thread(s). Cold: the item was no target in any training row.\n\n"
     )
-    args.out.with_suffix(".md").write_text(head + summary(table, first) + "\n")
+    missing = [name for name in classical.rows(periods.fingerprint, 0, recipe) if name not in set(table.row)]
+    tail = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
+    args.out.with_suffix(".md").write_text(head + summary(table, first) + "\n" + tail)
     print(summary(table, first))
 
 

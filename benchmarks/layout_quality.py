@@ -1,6 +1,6 @@
 """Measure what the faster layouts cost in AUC: one adapter a layout and seed, tested on the periods that follow.
 
-    python benchmarks/layout_quality.py --log $LSAT_RAY_DATA/ml-latest-small --json benchmarks/results/layout_quality.json
+    python benchmarks/layout_quality.py --log $LSAT_RAY_DATA/ml-latest-small --json benchmarks/results/quality.json
 
 Every layout is run on a nano backbone that was built in it (`own`) and on the one that was built in the exact layout
 (`exact`). Adapters are fit on D_1..D_(m-1) and their epoch selected on D_m; the figure is the mean AUC over the periods

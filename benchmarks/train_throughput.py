@@ -64,7 +64,8 @@ class Method:
     flops: Callable[[int, int], float] | None = None
     rate: list[float] = field(default_factory=list)
     token_rate: list[float] = field(default_factory=list)
-    share: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+    """FLOP/s."""
     memory: float = 0.0
 
 
@@ -316,20 +317,23 @@ def methods(ground: Ground, levers: bool) -> list[Method]:
     return found
 
 
-def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, peak: float) -> None:
-    """Run all methods in every round, one after the other."""
+def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, size: int | None) -> float:
+    """Run all methods in every round, one after the other; return the best matrix product seen, in FLOP/s."""
+    peak = 0.0
     for method in found:  # warm up: one step each
         method.round(0.0)
     for number in range(rounds):
         for method in found:
+            peak = max(peak, matmul_peak(ground.device, size, 0.2))
             with peak_memory(ground.device) as memory:
                 targets, tokens, spent = method.round(seconds)
             method.rate.append(targets / spent)
             method.token_rate.append(tokens / spent)
             method.memory = max(method.memory, memory["peak"])
             if method.flops:
-                method.share.append(method.flops(tokens, targets) / spent / peak)
+                method.work.append(method.flops(tokens, targets) / spent)
         print(f"round {number + 1}: " + ", ".join(f"{m.name} {m.rate[-1]:.1f}" for m in found), flush=True)
+    return peak
 
 
 def report(found: list[Method], ground: Ground, options: argparse.Namespace, peak: float) -> dict[str, Any]:
@@ -350,7 +354,7 @@ def report(found: list[Method], ground: Ground, options: argparse.Namespace, pea
             "targets_per_s": rate[m.name],
             "tokens_per_s": statistics.median(m.token_rate),
             "peak_mib": round(m.memory, 1),
-            "mfu": statistics.median(m.share) if m.share else None,
+            "mfu": statistics.median(m.work) / peak if m.work else None,
             "rounds": [round(r, 3) for r in m.rate],
         }
         for m in found
@@ -403,9 +407,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     ground = prepare(options)
-    peak = matmul_peak(ground.device, 256 if options.shape == "toy" else None)
     found = methods(ground, not options.no_levers)
-    measure(found, ground, options.rounds, options.seconds, peak)
+    size = 256 if options.shape == "toy" else None
+    peak = measure(found, ground, options.rounds, options.seconds, size)
     tree = report(found, ground, options, peak)
     print(markdown(tree))
     if options.json:

@@ -19,7 +19,7 @@ from lsat_ray.prompts.batch import Batch
 from .conftest import Workbench, make_workbench
 from .test_train import SETTINGS, run, same
 
-RECIPE = Recipe(lr=5e-3, batch_size=8, epochs=3, eval_every=3, patience=5, warmup=5)
+RECIPE = Recipe(lr=5e-3, batch_size=8, epochs=2, eval_every=3, patience=5, warmup=5)
 
 
 class Death(Exception):
@@ -52,7 +52,7 @@ def dropping(tiny_experiment: Any, tiny_periods: Any, tiny_backbone_folder: Path
     return make_workbench(tiny_experiment, tiny_periods, tiny_backbone_folder, lora=lora)
 
 
-@pytest.mark.parametrize("deaths", [[5], [1, 3], [9, 0, 7], [20]])
+@pytest.mark.parametrize("deaths", [[5], [1, 3, 0, 6], [12]])
 def test_an_interrupted_fit_ends_with_the_same_bytes(dropping: Workbench, tmp_path: Path, deaths: list[int]) -> None:
     whole = fit_with(dropping, TorchEngine(), None)
     states = Checkpointer(tmp_path, every=2)

@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ from lsat_ray.prompts.batch import Batch, Encoded, collate, plan_epoch
 from lsat_ray.prompts.encode import Encoder
 
 Shape = dict[str, int]
+Spent = tuple[int, int, float, float]
+Round = Callable[[float], Spent]
+"""At least so many seconds -> targets, tokens computed, seconds, seconds of processor time."""
 SHAPES: dict[str, Shape] = {
     "toy": {"hidden": 32, "layers": 2, "heads": 4, "kv": 4, "mlp": 64, "vocabulary": 1000},
     "nano": {"hidden": 64, "layers": 2, "heads": 4, "kv": 4, "mlp": 168, "vocabulary": 768},
@@ -59,10 +63,12 @@ class Method:
 
     name: str
     note: str
-    round: Callable[[float], tuple[int, int, float]]
-    """seconds at least -> (targets, tokens computed, seconds)."""
+    round: Round
     flops: Callable[[int, int], float] | None = None
     rate: list[float] = field(default_factory=list)
+    """Targets a second."""
+    cpu_rate: list[float] = field(default_factory=list)
+    """Targets a second of processor time: what a machine shared with others still shows."""
     token_rate: list[float] = field(default_factory=list)
     work: list[float] = field(default_factory=list)
     """FLOP/s."""
@@ -155,15 +161,15 @@ def lean_flops(shape: Shape) -> Callable[[int, int], float]:
     )
 
 
-def ours(ground: Ground, layout: str, batch: int) -> Callable[[float], tuple[int, int, float]]:
+def ours(ground: Ground, layout: str, batch: int) -> Round:
     """Return a round of our step loop in a layout; state carries over between rounds."""
     encoded, engine, order = ground.encoded[layout], TorchEngine(), np.random.default_rng(0)
     plan: list[np.ndarray] = []
 
-    def run(seconds: float) -> tuple[int, int, float]:
+    def run(seconds: float) -> Spent:
         engine.begin(ground.model, Recipe(), 1)
         targets = tokens = 0
-        began = clock(ground.device)
+        began, busy = clock(ground.device), time.process_time()
         while (spent := clock(ground.device) - began) < seconds or not targets:
             if not plan:
                 plan.extend(plan_epoch(encoded, batch, order))
@@ -171,13 +177,14 @@ def ours(ground: Ground, layout: str, batch: int) -> Callable[[float], tuple[int
             _step(ground.model, engine, encoded, group, 1e-3, 1)
             targets += int(encoded.targets[group].sum())
             tokens += len(group) * int(encoded.lengths[group].max()) + len(encoded.prefix)
+        used = time.process_time() - busy
         engine.finish()
-        return targets, tokens, spent
+        return targets, tokens, spent, used
 
     return run
 
 
-def trainer(ground: Ground) -> Callable[[float], tuple[int, int, float]]:
+def trainer(ground: Ground) -> Round:
     """Return a round of HF Trainer + PEFT; the first step of each call is not counted."""
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
@@ -195,14 +202,14 @@ def trainer(ground: Ground) -> Callable[[float], tuple[int, int, float]]:
         """Note the clock after each step, and stop in time."""
 
         def __init__(self, seconds: float) -> None:
-            self.seconds, self.ends = seconds, []  # type: float, list[tuple[float, int]]
+            self.seconds, self.ends = seconds, []  # type: float, list[tuple[float, int, float]]
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.ends.append((clock(ground.device), seen["tokens"]))
+            self.ends.append((clock(ground.device), seen["tokens"], time.process_time()))
             if len(self.ends) > 1 and self.ends[-1][0] - self.ends[0][0] >= self.seconds:
                 control.should_training_stop = True
 
-    def run(seconds: float) -> tuple[int, int, float]:
+    def run(seconds: float) -> Spent:
         watch = Watch(seconds)
         arguments = TrainingArguments(
             output_dir=str(Path(tempfile.gettempdir()) / "lsat_ray_trainer"),
@@ -221,13 +228,13 @@ def trainer(ground: Ground) -> Callable[[float], tuple[int, int, float]]:
         Trainer(
             model=ground.model.peft, args=arguments, train_dataset=rows, data_collator=counted, callbacks=[watch]
         ).train()
-        (first, before), (last, after) = watch.ends[0], watch.ends[-1]
-        return ground.batch * (len(watch.ends) - 1), after - before, last - first
+        (first, before, idle), (last, after, busy) = watch.ends[0], watch.ends[-1]
+        return ground.batch * (len(watch.ends) - 1), after - before, last - first, busy - idle
 
     return run
 
 
-def lever(ground: Ground, *levers: str) -> Callable[[float], tuple[int, int, float]]:
+def lever(ground: Ground, *levers: str) -> Round:
     """Return a round of a plain loop with some levers: `head`, `prefix`, `bucket`, `walk`, `full`.
 
     Without any: padded random batches, full logits, two-class loss at the answer, LoRA weights trained. `full` trains
@@ -251,13 +258,13 @@ def lever(ground: Ground, *levers: str) -> Callable[[float], tuple[int, int, flo
             read = logits[batch.answer[:, 0], batch.answer[:, 1]][:, ground.answers]
         return functional.cross_entropy(read, batch.label.long())
 
-    def run(seconds: float) -> tuple[int, int, float]:
+    def run(seconds: float) -> Spent:
         if "full" in levers:
             for parameter in model.peft.parameters():
                 parameter.requires_grad_(True)
         model.train()
         targets = tokens = 0
-        began = clock(ground.device)
+        began, busy = clock(ground.device), time.process_time()
         while (spent := clock(ground.device) - began) < seconds or not targets:
             if not state["plan"]:
                 if "bucket" in levers:
@@ -270,10 +277,11 @@ def lever(ground: Ground, *levers: str) -> Callable[[float], tuple[int, int, flo
                 parameter.grad = None
             targets += len(group)
             tokens += len(group) * int(plain.lengths[group].max()) + len(plain.prefix)
+        used = time.process_time() - busy
         if "full" in levers:
             for name, parameter in model.peft.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
-        return targets, tokens, spent
+        return targets, tokens, spent, used
 
     return run
 
@@ -326,21 +334,28 @@ def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, si
         for method in found:
             peak = max(peak, matmul_peak(ground.device, size, 0.2))
             with peak_memory(ground.device) as memory:
-                targets, tokens, spent = method.round(seconds)
+                targets, tokens, spent, used = method.round(seconds)
             method.rate.append(targets / spent)
+            method.cpu_rate.append(targets / max(used, 1e-9))
             method.token_rate.append(tokens / spent)
             method.memory = max(method.memory, memory["peak"])
             if method.flops:
                 method.work.append(method.flops(tokens, targets) / spent)
-        print(f"round {number + 1}: " + ", ".join(f"{m.name} {m.rate[-1]:.1f}" for m in found), flush=True)
+        print(
+            f"round {number + 1}: " + ", ".join(f"{m.name} {m.rate[-1]:.1f} ({m.cpu_rate[-1]:.1f})" for m in found),
+            flush=True,
+        )
     return peak
 
 
 def report(found: list[Method], ground: Ground, options: argparse.Namespace, peak: float) -> dict[str, Any]:
     """Return the tree that is written."""
     rate = {m.name: statistics.median(m.rate) for m in found}
+    cpu = {m.name: statistics.median(m.cpu_rate) for m in found}
     ratios: dict[str, Any] = {f"{n}_ratio": rate[n] / rate["trainer"] for n in ("exact", "shared", "stream")}
+    ratios |= {f"{n}_ratio_cpu": cpu[n] / cpu["trainer"] for n in ("exact", "shared", "stream")}
     if "plain" in rate:
+        rate = cpu if ground.device.type == "cpu" else rate
         ratios |= {
             "lever_lora_only": rate["plain"] / rate["all_weights"],
             "lever_two_row_head": rate["two_row_head"] / rate["plain"],
@@ -351,7 +366,8 @@ def report(found: list[Method], ground: Ground, options: argparse.Namespace, pea
     table = {
         m.name: {
             "note": m.note,
-            "targets_per_s": rate[m.name],
+            "targets_per_s": statistics.median(m.rate),
+            "targets_per_cpu_s": cpu[m.name],
             "tokens_per_s": statistics.median(m.token_rate),
             "peak_mib": round(m.memory, 1),
             "mfu": statistics.median(m.work) / peak if m.work else None,

@@ -82,5 +82,8 @@ def main(
         say("figures: " + ", ".join(str(run / "figures" / f"{d.name}.svg") for d in named))
 
 
+app = typer.Typer(add_completion=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -31,13 +31,16 @@ def main(
     with one_clear_error():
         overrides = [*(set_ or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
         experiment = configs.load(config, overrides, name)
-        from lsat_ray.distributed.cluster import connect, disconnect
+        from lsat_ray.distributed.cluster import connect, disconnect, settle
 
+        settle()
+        from lsat_ray.distributed.study import Study
+
+        run = Study(experiment, runs_dir(runs), say)
+        run.check()
         here = connect()
         try:
-            from lsat_ray.distributed.study import Study
-
-            folder = Study(experiment, runs_dir(runs), say).run()
+            folder = run.run()
         finally:
             if here:
                 disconnect()
@@ -46,5 +49,8 @@ def main(
         say(f"report in {folder / 'report.html'}")
 
 
+app = typer.Typer(add_completion=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -23,13 +23,16 @@ def main(config: ConfigOption = None, name: NameOption = None, runs: RunsOption 
     """Replay the stream of a config."""
     with one_clear_error():
         experiment = configs.load(config, set_ or [], name)
-        from lsat_ray.distributed.cluster import connect, disconnect
+        from lsat_ray.distributed.cluster import connect, disconnect, settle
 
+        settle()
+        from lsat_ray.distributed.controller import Replay
+
+        run = Replay(experiment, runs_dir(runs), say)
+        run.check()
         here = connect()
         try:
-            from lsat_ray.distributed.controller import Replay
-
-            folder = Replay(experiment, runs_dir(runs), say).run()
+            folder = run.run()
         finally:
             if here and not experiment.serve.keep:
                 disconnect()
@@ -37,5 +40,8 @@ def main(config: ConfigOption = None, name: NameOption = None, runs: RunsOption 
         say(f"results in {folder}, report in {folder / 'report.html'}")
 
 
+app = typer.Typer(add_completion=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -15,28 +15,33 @@ SETTINGS = {
 }
 
 
+def settle() -> None:
+    """Set what Ray reads when it is first imported; call it before any import of this room's other modules."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps the node on 127.0.0.1
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def connect() -> bool:
     """Connect to the cluster of `RAY_ADDRESS` or of the running job, else start one here.
 
     Returns:
         True when a cluster was started here, so that the caller shuts it down.
     """
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    here = "RAY_ADDRESS" not in os.environ
-    if here:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps the node on 127.0.0.1
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    settle()
     import ray
 
     if ray.is_initialized():
         return False
-    if here:
-        ray.init(address="local", logging_level="WARNING", log_to_driver=False, dashboard_host="127.0.0.1")
-    else:
-        ray.init(logging_level="WARNING", log_to_driver=False)
-    return here
+    options = {"logging_level": "WARNING", "log_to_driver": False}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**options)
+        return False
+    ray.init(address="local", dashboard_host="127.0.0.1", **options)
+    return True
 
 
 def disconnect() -> None:

@@ -46,18 +46,27 @@ class Run:
         self.dir = RunDir(runs_dir, config)
         self.runs_dir = Path(runs_dir).resolve()
 
-    def run(self) -> Path:
-        """Do what is not done yet and return the run's folder.
+    def check(self) -> None:
+        """Read the log and check the rows and the backbone's place; nothing is written and no cluster is needed.
 
         Raises:
-            LsatError: on bad input, before anything is written.
+            LsatError: on bad input.
         """
-        began = time.time()
         log = data.load(self.config.data, self.config.periods)
         self.periods = cut(log, self.config.data, self.config.periods)
         self.strategies(Setting("", "", self.config, 0, self.row_counts))
         if self.config.backbone.path != "nano":
             locate(self.config.backbone)
+
+    def run(self) -> Path:
+        """Do what is not done yet, on the cluster that is connected, and return the run's folder.
+
+        Raises:
+            LsatError: on bad input, before anything is written.
+        """
+        began = time.time()
+        if not hasattr(self, "periods"):
+            self.check()
         self.dir.open()
         try:
             self.ledger = Ledger(self.dir.path / "ledger.jsonl")

@@ -121,11 +121,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(undisturbed: Path,
     def wait_for(happened: str) -> None:
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
+            ledger = (run / "ledger.jsonl").read_text() if (run / "ledger.jsonl").exists() else ""
             if happened == "adapter" and len(adapters(run)) >= 2:
                 return
-            if happened == "score" and (run / "ledger.jsonl").exists():
-                if '"period": 4, "positives"' in (run / "ledger.jsonl").read_text():
-                    return
+            if happened == "score" and '"period": 4, "positives"' in ledger:
+                return
             time.sleep(0.05)
         raise AssertionError(f"no {happened} came: {(tmp_path / 'log').read_text()[-2000:]}")
 

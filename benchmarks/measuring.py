@@ -93,7 +93,7 @@ def markdown(tree: dict[str, Any]) -> str:
         f"torch {host['torch']}, transformers {host['transformers']}, peft {host['peft']}. "
         "Medians over interleaved rounds.",
         "",
-        "| method | targets/s | over Trainer | per CPU s | over Trainer | tokens/s | peak MiB | of matmul peak | what |",
+        "| method | targets/s | over Trainer | per CPU s | over Trainer | tokens/s | peak MiB | of peak | what |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     base, cpu = (tree["methods"]["trainer"][k] for k in ("targets_per_s", "targets_per_cpu_s"))

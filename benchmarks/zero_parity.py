@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -151,7 +153,9 @@ def main() -> None:
             f"relative {row['relative']:.2e}  margin {row['margin_difference']:.2e}  zero {row['some_weight_is_zero']}"
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": f"{platform.processor()}, {os.cpu_count()} cores", "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

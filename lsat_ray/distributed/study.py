@@ -222,7 +222,9 @@ class Study(Run):
                     if (plan := curve.plan(t)) is not None:
                         wanted.append((self.model(seed, curve.name, t, plan, plan.grid[0]), self.last, "all"))
             later = range(self._split + 1, self.last + 1)
-            wanted += [(m, t, "all") for m in self.served(seed, self._split) for t in later]
+            # Merges in parameter space would each need passes of their own, and share their items with the ensemble.
+            plain = [m for m in self.served(seed, self._split) if m.merge in (FROZEN, "single", "output-ensemble")]
+            wanted += [(m, t, "all") for m in plain for t in later]
             for k in self.config.study.lags:
                 wanted += [(m, t, "all") for t in self.tested for m in self.served(seed, t - k)]
             pairs = [(self._split, t) for t in later]

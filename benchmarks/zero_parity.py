@@ -153,9 +153,8 @@ def main() -> None:
             f"relative {row['relative']:.2e}  margin {row['margin_difference']:.2e}  zero {row['some_weight_is_zero']}"
         )
     if args.json:
-        args.json.write_text(
-            json.dumps({"machine": f"{platform.processor()}, {os.cpu_count()} cores", "rows": rows}, indent=1) + "\n"
-        )
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, gloo"
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,7 @@ def build(
     if config.rows:
         samples = samples.take(slice(max(0, len(samples) - config.rows), None))
     if len(samples) == 0:
-        raise LsatError(
-            "backbone.nano: no samples before the first period; lower data.keep_last"
-        )
+        raise LsatError("backbone.nano: no samples before the first period; lower data.keep_last")
     tokenizer = build_tokenizer(_texts(periods.titles, samples, prompt.item_word), config.vocabulary)
     model = build_model(config, tokenizer)
     encoded = Encoder(tokenizer, prompt, periods.titles)(samples)

@@ -250,7 +250,7 @@ class ServeConfig(Node):
     token_env: str | None = None
     """Environment variable with the bearer token that `/score` and `/model` ask for (null: none asked)."""
     keep: bool = False
-    """Keep serving after the replay has ended."""
+    """Keep serving after the replay has ended, on a cluster that outlives the job."""
 
 
 class ReplayConfig(Node):

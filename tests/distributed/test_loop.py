@@ -22,6 +22,7 @@ periods: {number: 5, validation: 0.2}
 replay: {long_periods: 2}
 backbone: {nano: {hidden: 32, vocabulary: 420, epochs: 1}}
 recipe: {lr: 0.005, epochs: 1, batch_size: 32}
+engine: {workers: 1}
 """
 ROWS = {
     *("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en(2)", "lsat-en(full)", "lsat-ta(2)"),

@@ -195,8 +195,8 @@ class EngineConfig(Node):
 
     kind: Literal["torch", "deepspeed"] = "deepspeed"
     """Plain torch in one process, or Ray Train with DeepSpeed."""
-    zero: Literal[0, 1, 2, 3, "auto"] = 1
-    """ZeRO stage; `auto` chooses by a memory estimate and prints why."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage."""
     sessions: int = Field(1, ge=1)
     """Training sessions at once, each with its own workers."""
     workers: int = Field(2, ge=1)
@@ -213,8 +213,6 @@ class EngineConfig(Node):
     """Most tokens, padding included, in one forward pass without gradients."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    compile: bool = False
-    """`torch.compile` the backbone."""
     max_failures: int = Field(3, ge=0)
     """Times a session is restarted after a worker died."""
 

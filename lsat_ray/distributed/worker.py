@@ -189,4 +189,4 @@ def _engine(config: EngineConfig) -> Any:
         return TorchEngine()
     from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(int(config.zero))
+    return DeepSpeedEngine(config.zero)

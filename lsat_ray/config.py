@@ -273,6 +273,8 @@ class StudyConfig(Node):
     """Fig. 4: an item is warm when it occurs in D_1..D_this (null: m)."""
     demonstrations: int = Field(2, ge=0)
     """Solved rows in an in-context prompt."""
+    paper: Literal["ml-1m", "amazon-book"] | None = None
+    """The log is that of the LSAT paper: its printed numbers stand beside ours."""
     lags: tuple[int, ...] = ()
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""
 

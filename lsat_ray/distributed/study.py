@@ -303,6 +303,17 @@ class Study(Run):
         names = sorted(set(metrics["strategy"]))
         spent = training(run.timings, run.ledger, names, len(self.config.seeds))
         tables = {"table2": figures.table2(metrics, run.scores, spent)}
+        if self.config.study.paper:
+            tables["paper"] = figures.beside_paper(tables["table2"], self.config.study.paper)
+        served = {m.strategy: m for m in self.served(self.config.seeds[0], self.last - 1)}
+        cost = {name: len(passes(m)) for name, m in served.items()} | dict.fromkeys(
+            [*self.classical_names, IN_CONTEXT], 1
+        )
+        tables["frontier"] = figures.frontier(tables["table2"], cost)
+        ensemble = next((n for n in served if n.startswith("lsat-en(") and n != "lsat-en(full)"), None)
+        merged = [n for n, m in served.items() if m.merge not in (FROZEN, "single", "output-ensemble")]
+        if ensemble and merged:
+            tables["merges"] = figures.against_ensemble(metrics, run.scores, ensemble, merged)
         cross_file = self.dir.path / "cross.parquet"
         if cross_file.exists():
             cross = pd.read_parquet(cross_file)

@@ -13,7 +13,7 @@ Figures 2, 3 and 4 are made from **cross scores**: one frame with a row per scor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import spearmanr
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import metrics as measure
@@ -122,6 +123,58 @@ def beside_paper(table: pd.DataFrame, log: str, reference: str = REFERENCE) -> p
         raise LsatError(f"study: the paper has no numbers for {log!r}; it has {', '.join(PAPER)}")
     paper = table["strategy"].map(lambda s: PAPER[log].get(s, np.nan)).astype(np.float64)
     return table.assign(paper_auc=paper, paper_delta=paper - PAPER[log][reference])
+
+
+def frontier(table: pd.DataFrame, passes: Mapping[str, int]) -> pd.DataFrame:
+    """Return what each strategy's AUC costs: trainings and their seconds (a seed), forward passes a score.
+
+    Args:
+        table: `table2`.
+        passes: forward passes by strategy; rows that are not named need none.
+    """
+    shown = table[["strategy", "mean_auc", "trainings", "training_seconds"]].copy()
+    shown["passes"] = [passes.get(s, 0) for s in shown["strategy"]]
+    return shown
+
+
+def against_ensemble(
+    metrics: pd.DataFrame, scores: Mapping[str, Runs], ensemble: str, merged: Sequence[str]
+) -> pd.DataFrame:
+    """Return how close single-pass merges come to the two-pass ensemble of the same adapters, closest first.
+
+    Args:
+        metrics: columns strategy, period, seed, auc.
+        scores: by strategy.
+        ensemble: name of the output ensemble.
+        merged: names of the merges in parameter space.
+
+    Returns:
+        columns strategy, score_gap (mean absolute difference of P(like)), rank_correlation (Spearman's, mean over
+        periods and seeds), mean_auc, delta (from the ensemble), ci_low, ci_high, p_adjusted (Holm over the merges),
+        verdict.
+    """
+    rows = metrics[metrics["strategy"].isin([ensemble, *merged])]
+    table = mean_auc(rows, scores, ensemble)
+    table = table[table["strategy"] != ensemble].reset_index(drop=True)
+    near = {}
+    for name in merged:
+        pairs = [(scores[name][k].score, s.score) for k, s in scores[ensemble].items() if k in scores[name]]
+        gap = float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
+        near[name] = gap, float(np.mean([spearmanr(a, b).statistic for a, b in pairs]))
+    table["score_gap"] = [near[s][0] for s in table["strategy"]]
+    table["rank_correlation"] = [near[s][1] for s in table["strategy"]]
+    order = [
+        "strategy",
+        "score_gap",
+        "rank_correlation",
+        "mean_auc",
+        "delta",
+        "ci_low",
+        "ci_high",
+        "p_adjusted",
+        "verdict",
+    ]
+    return table.sort_values("score_gap", kind="stable", ignore_index=True)[order]
 
 
 def curve_on(cross: pd.DataFrame, tested: int, items: np.ndarray | None = None) -> pd.DataFrame:

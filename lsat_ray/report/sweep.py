@@ -1,0 +1,112 @@
+"""Studies that differ in one setting, side by side: drift, capacity, the length of a period, the size of m."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lsat_ray.errors import LsatError
+from lsat_ray.report import study
+from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
+from lsat_ray.report.tables import NAIVE, ORACLE, REFERENCE, mean_auc
+
+SWEEP = ["value", "against", "strategy", "mean_auc", "delta", "ci_low", "ci_high", "p_adjusted", "verdict"]
+"""First columns of `table`."""
+
+
+def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) -> pd.DataFrame:
+    """Return the strategies of finished studies, one block a value of the setting and a reference.
+
+    Args:
+        runs: study folders by value of the setting.
+        against: strategies that the others are compared with (paired bootstrap over users, Holm within a block).
+
+    Returns:
+        `SWEEP`, then trainings, training_seconds (a seed's) and passes (forward passes a score) where known.
+
+    Raises:
+        LsatError: when a folder has no metrics or misses a reference.
+    """
+    blocks = []
+    for value, run in runs.items():
+        if run.metrics is None:
+            raise LsatError(f"{run.path}: no metrics.parquet; run the study first")
+        cost = run.table("frontier")
+        for reference in against:
+            if reference not in set(run.metrics["strategy"]):
+                raise LsatError(f"{run.path}: no row {reference!r} to compare with; add it to `strategies`")
+            block = mean_auc(run.metrics, run.scores, reference).assign(value=value, against=reference)[SWEEP]
+            if cost is not None:
+                block = block.merge(cost.drop(columns="mean_auc"), on="strategy", how="left")
+            blocks.append(block)
+    return pd.concat(blocks, ignore_index=True)
+
+
+def write(rows: pd.DataFrame, setting: str, folder: Path) -> list[Drawn]:
+    """Write `sweep.csv` and the figures of it into a folder; return the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(folder / "sweep.csv", index=False, float_format="%.6g", lineterminator="\n")
+    drawn = [draw_auc(rows, setting), draw_differences(rows, setting)]
+    for figure in drawn:
+        save(figure, folder)
+    return drawn
+
+
+def draw_auc(rows: pd.DataFrame, setting: str) -> Drawn:
+    """Draw mean AUC over the setting, a line a strategy."""
+    once = rows[rows["against"] == rows["against"].iloc[0]]
+    place, names = _places(once["value"])
+    lines = once.assign(x=once["value"].map(place), auc=once["mean_auc"])
+    drawn = study.draw_curve(lines, "sweep_auc", f"Mean AUC over {setting}", "x", setting)
+    if names:
+        drawn.figure.axes[0].set_xticks(range(len(names)), names)
+    return Drawn(drawn.name, drawn.title, "Mean over tested periods and seeds.", drawn.figure, once)
+
+
+def draw_differences(rows: pd.DataFrame, setting: str) -> Drawn:
+    """Draw each strategy's difference from each reference over the setting, with 95 % intervals."""
+    references = list(dict.fromkeys(rows["against"]))
+    shown = rows[~rows["strategy"].isin([*NAIVE, ORACLE, "frozen"]) & rows["delta"].notna()]
+    place, names = _places(rows["value"])
+    with drawing():
+        figure = Figure(figsize=(8.4, 3.0 * len(references)))
+        panels = figure.subplots(len(references), 1, squeeze=False, sharex=True)[:, 0]
+        figure.subplots_adjust(left=0.09, right=0.78, top=0.95, bottom=0.17 / len(references), hspace=0.22)
+        for axes, reference in zip(panels, references, strict=True):
+            part = shown[shown["against"] == reference]
+            strategies = sorted(part["strategy"].unique())
+            looks = {s: look(s, i) for i, s in enumerate(strategies)}
+            ends = {}
+            for i, s in enumerate(strategies):
+                mine = part[part["strategy"] == s]
+                x = mine["value"].map(place).to_numpy(np.float64)
+                y, low, high = (mine[c].to_numpy(np.float64) for c in ("delta", "ci_low", "ci_high"))
+                width = (max(place.values()) - min(place.values())) or 1.0
+                shift = (i - (len(strategies) - 1) / 2) * 0.008 * width
+                axes.errorbar(x + shift, y, yerr=[y - low, high - y], capsize=2, elinewidth=0.8, **looks[s])
+                if len(x):
+                    ends[s] = (float(x[-1]), float(y[-1]))
+            axes.axhline(0.0, color=GREY, lw=0.8)
+            axes.set_ylabel("difference of AUC")
+            axes.set_title(f"against {reference}")
+            axes.set_ylim(*axes.get_ylim())
+            label_ends(axes, ends, looks)
+        if names:
+            panels[-1].set_xticks(range(len(names)), names)
+        panels[-1].set_xlabel(setting)
+    caption = "Paired differences of mean AUC with 95 % bootstrap intervals over users."
+    return Drawn("sweep_differences", f"Differences over {setting}", caption, figure, shown)
+
+
+def _places(values: pd.Series) -> tuple[dict[Any, float], list[str]]:
+    """Return where each value stands on the axis, and the tick names where it is no number."""
+    distinct = list(dict.fromkeys(values))
+    if all(isinstance(v, int | float) for v in distinct):
+        return {v: float(v) for v in distinct}, []
+    return {v: float(i) for i, v in enumerate(distinct)}, [str(v) for v in distinct]

@@ -1,0 +1,61 @@
+"""Studies side by side, from a fabricated run folder."""
+
+import numpy as np
+import pytest
+
+from lsat_ray.errors import LsatError
+from lsat_ray.report import study, sweep
+from lsat_ray.report.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def rows(whole_run):
+    run = RunFolder(whole_run)
+    return sweep.table({0.5: run, 2.0: run}, ["full-retraining", "fine-tuning"])
+
+
+def test_every_value_has_a_block_against_every_reference(rows):
+    assert list(rows.columns[: len(sweep.SWEEP)]) == sweep.SWEEP
+    assert set(zip(rows["value"], rows["against"], strict=True)) == {
+        (v, r) for v in (0.5, 2.0) for r in ("full-retraining", "fine-tuning")
+    }
+    one = rows[(rows["value"] == 0.5) & (rows["against"] == "fine-tuning")].set_index("strategy")
+    full = rows[(rows["value"] == 0.5) & (rows["against"] == "full-retraining")].set_index("strategy")
+    assert one.loc["full-retraining", "delta"] == pytest.approx(-full.loc["fine-tuning", "delta"])
+    assert one.loc["lsat-en(10)", "delta"] > 0
+    assert one.loc["fine-tuning", "verdict"] == "reference"
+
+
+def test_a_row_that_is_not_there_is_named(whole_run):
+    with pytest.raises(LsatError, match="no row 'nonsense' to compare with"):
+        sweep.table({1: RunFolder(whole_run)}, ["nonsense"])
+
+
+@pytest.mark.parametrize("names", [{0.5: 0.5, 2.0: 2.0}, {0.5: "q_proj", 2.0: "q_proj+v_proj"}])
+def test_tables_and_figures_are_written(rows, tmp_path, names):
+    sweep.write(rows.assign(value=rows["value"].map(names)), "data.synthetic.drift", tmp_path)
+    for name in ("sweep.csv", "sweep_auc.svg", "sweep_auc.png", "sweep_differences.svg", "sweep_differences.csv"):
+        assert (tmp_path / name).stat().st_size > 100, name
+    assert "data.synthetic.drift" in (tmp_path / "sweep_differences.svg").read_text()
+
+
+def test_the_merge_that_scores_like_the_ensemble_comes_first(whole_run):
+    run = RunFolder(whole_run)
+    merged = ["lsat-ta(10)", "long-term", "frozen"]
+    scores = dict(run.scores)
+    scores["long-term"] = scores["lsat-en(10)"]  # the ensemble itself under another name
+    table = study.against_ensemble(run.metrics, scores, "lsat-en(10)", merged).set_index("strategy")
+    assert table.index[0] == "long-term"
+    assert table.loc["long-term", ["score_gap", "rank_correlation"]].tolist() == pytest.approx([0.0, 1.0])
+    assert table.loc["long-term", "delta"] == 0.0
+    assert table.loc["frozen", "score_gap"] > table.loc["lsat-ta(10)", "score_gap"]
+    assert table.loc["frozen", "rank_correlation"] < table.loc["lsat-ta(10)", "rank_correlation"]
+    assert np.isfinite(table["p_adjusted"]).all()
+
+
+def test_the_frontier_names_what_a_score_costs(whole_run):
+    run = RunFolder(whole_run)
+    table = study.table2(run.metrics, run.scores, run.metrics[["strategy"]].drop_duplicates().assign(
+        trainings=1, training_seconds=2.0))  # fmt: skip
+    cost = study.frontier(table, {"lsat-en(10)": 2, "full-retraining": 1}).set_index("strategy")
+    assert cost.loc[["lsat-en(10)", "full-retraining", "item-rate"], "passes"].tolist() == [2, 1, 0]

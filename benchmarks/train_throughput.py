@@ -29,7 +29,7 @@ from torch.nn import functional
 from benchmarks.measuring import clock, machine, markdown, matmul_peak, peak_memory
 from lsat_ray import data
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.train import TorchEngine, _step
+from lsat_ray.adapters.train import TorchEngine, gradients
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.forward import hidden_states
 from lsat_ray.backbone.load import wrap
@@ -174,7 +174,8 @@ def ours(ground: Ground, layout: str, batch: int) -> Round:
             if not plan:
                 plan.extend(plan_epoch(encoded, batch, order))
             group = plan.pop()
-            _step(ground.model, engine, encoded, group, 1e-3, 1)
+            gradients(ground.model, engine, encoded, group, 1)
+            engine.step(1e-3)
             targets += int(encoded.targets[group].sum())
             tokens += len(group) * int(encoded.lengths[group].max()) + len(encoded.prefix)
         used = time.process_time() - busy

@@ -1,9 +1,12 @@
-"""Prove that DeepSpeed gives the adapter that plain torch gives: ZeRO 0 to 3, several workers, accumulation.
+"""Prove that every engine gives the adapter that one process of plain torch gives, and goes on exactly when killed.
+
+Data parallel and ZeRO 0 to 3, any number of workers, with and without accumulation.
 
     python benchmarks/zero_parity.py --workers 2 --json benchmarks/results/zero_parity.json
 
 Every row is one training of the same spec in one `TorchTrainer.fit`; `difference` is the largest absolute difference
-of any LoRA weight from plain torch's, `relative` that over the largest weight.
+of any LoRA weight from plain torch's, `relative` that over the largest weight; `resumed_equal` says whether a training
+that was interrupted and taken up from its checkpoint ended with the same bytes under the same engine.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +42,14 @@ CONFIG = Experiment.model_validate(
 )
 
 
-def trainings(folder: str, engine: Any, micro_batches: int) -> dict[str, Any]:
-    """Train a fresh adapter and one that goes on from it; return both weights and the validation AUCs."""
+def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None = None) -> dict[str, Any]:
+    """Train a fresh adapter and one that goes on from it; return both weights and the validation AUCs.
+
+    With a folder for `states` the second one is interrupted after its seventh step, and taken up again.
+    """
     import torch
 
+    from lsat_ray.adapters.checkpoint import Checkpointer
     from lsat_ray.adapters.lora import AdaptedBackbone
     from lsat_ray.adapters.train import fit
     from lsat_ray.backbone.load import load
@@ -65,18 +75,51 @@ def trainings(folder: str, engine: Any, micro_batches: int) -> dict[str, Any]:
     out["fresh"] = fresh
     second = encoder(periods.rows(2, "train")), encoder(periods.rows(2, "validation"))
     out["warm"] = fit(spec(2, first), model, *second, engine, settings, fresh.adapter)
+    if states:
+        checkpoint = Checkpointer(states, every=3)
+        with suppress(Interrupted):
+            fit(spec(2, first), model, *second, mortal(engine, 7), settings, fresh.adapter, checkpoint=checkpoint)
+        heard: list[str] = []
+        out["resumed"] = fit(
+            spec(2, first), model, *second, engine, settings, fresh.adapter, heard.append, checkpoint=checkpoint
+        )
+        assert heard[0] == "resumed at step 6", heard
     return {k: {"state": v.adapter.state, "auc": v.auc, "margin": v.margin} for k, v in out.items()}
+
+
+class Interrupted(Exception):
+    """What a kill looks like from inside."""
+
+
+def mortal(engine: Any, steps: int) -> Any:
+    """Let an engine die, on all ranks, after so many steps; between steps, as ZeRO-3 can only be let go there."""
+    take, left = engine.step, [steps]
+
+    def step(lr: float) -> None:
+        take(lr)
+        left[0] -= 1
+        if left[0] == 0:
+            engine.step = take
+            engine.finish()
+            raise Interrupted
+
+    engine.step = step
+    return engine
 
 
 def loop(config: dict[str, Any]) -> None:
     """Train under every stage in one group of workers; rank 0 keeps the results."""
+    from lsat_ray.adapters.engine import DataParallel
     from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
 
     results = {}
-    for stage in config["stages"]:
+    engines: dict[str, Callable[[], Any]] = {"data-parallel": DataParallel}
+    engines |= {f"zero{z}": partial(DeepSpeedEngine, z) for z in config["stages"]}
+    for name, make in engines.items():
         for micro_batches in (1, 2):
-            engine = DeepSpeedEngine(stage)
-            results[f"zero{stage}-micro{micro_batches}"] = trainings(config["folder"], engine, micro_batches)
+            engine = make()
+            states = Path(config["folder"]) / f"{name}-{micro_batches}" if micro_batches == 2 else None
+            results[f"{name}-micro{micro_batches}"] = trainings(config["folder"], engine, micro_batches, states)
     if engine.rank == 0:
         import ray
 
@@ -116,6 +159,8 @@ def measure(stages: list[int], workers: int) -> list[dict[str, Any]]:
         zero = ray.get(sink.get.remote())
     rows = []
     for name, kinds in zero.items():
+        whole, resumed = kinds["warm"], kinds.pop("resumed", None)
+        equal = None if resumed is None else all((resumed["state"][k] == v).all() for k, v in whole["state"].items())
         for kind, found in kinds.items():
             reference = plain[kind]
             difference = max(float((found["state"][k] - v).abs().max()) for k, v in reference["state"].items())
@@ -130,6 +175,7 @@ def measure(stages: list[int], workers: int) -> list[dict[str, Any]]:
                     "relative": difference / largest,
                     "margin_difference": float(abs(found["margin"] - reference["margin"]).max()),
                     "some_weight_is_zero": empty,
+                    "resumed_equal": None if equal is None else bool(equal),
                 }
             )
     return rows
@@ -150,7 +196,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['engine']:14} {row['training']:6} workers {row['workers']}  difference {row['difference']:.2e}  "
-            f"relative {row['relative']:.2e}  margin {row['margin_difference']:.2e}  zero {row['some_weight_is_zero']}"
+            f"relative {row['relative']:.2e}  margin {row['margin_difference']:.2e}  "
+            f"zero {row['some_weight_is_zero']}  resumed equal {row['resumed_equal']}"
         )
     if args.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, gloo"

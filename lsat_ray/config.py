@@ -194,9 +194,9 @@ class EngineConfig(Node):
     """Where and how adapters are trained; not part of their identity."""
 
     kind: Literal["torch", "deepspeed"] = "deepspeed"
-    """Plain torch in one process, or Ray Train with DeepSpeed."""
-    zero: Literal[0, 1, 2, 3] = 1
-    """ZeRO stage."""
+    """Plain torch (data parallel where there are several workers), or DeepSpeed."""
+    zero: Literal["auto", 0, 1, 2, 3] = 1
+    """ZeRO stage; `auto`: the lowest that fits by an estimate of memory (`adapters/memory.py`), which is printed."""
     sessions: int = Field(1, ge=1)
     """Training sessions at once, each with its own workers."""
     workers: int = Field(2, ge=1)
@@ -213,6 +213,8 @@ class EngineConfig(Node):
     """Most tokens, padding included, in one forward pass without gradients."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between two states of a half-fitted adapter, from which a restarted session goes on."""
     max_failures: int = Field(3, ge=0)
     """Times a session is restarted after a worker died."""
 
@@ -307,8 +309,6 @@ class Experiment(Node):
     def _consistent(self) -> Experiment:
         if self.data.format != "synthetic" and not self.data.path:
             raise ValueError(f"data.path: missing; format {self.data.format!r} reads a log, say where it lies")
-        if self.engine.kind == "torch" and self.engine.workers > 1:
-            raise ValueError("engine.workers: plain torch is one worker; set engine.workers=1 or engine.kind=deepspeed")
         periods = len(self.periods.dates) - 1 if self.periods.cut == "dates" else self.periods.number
         if self.first_test > periods:
             raise ValueError(

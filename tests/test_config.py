@@ -41,7 +41,6 @@ def test_a_misspelt_key_is_named_with_its_neighbour(tmp_path: Path) -> None:
         ("data.format=csv", "key `data.format`"),
         ("data.format=movielens", "data.path: missing"),
         ("replay.long_periods=40", "replay.first_test: 41 is past the last period"),
-        ("engine.kind=torch", "plain torch is one worker"),
         ("recipe.epochs=[", "not YAML"),
     ],
 )

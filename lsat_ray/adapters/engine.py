@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import distributed
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.config import Recipe
@@ -59,6 +60,9 @@ class Resumable(Protocol):
 class Elastic(Protocol):
     """An engine that can start a step over in smaller pieces."""
 
+    def any(self, mine: bool) -> bool:
+        """Return whether it is so on any rank."""
+
     def restart(self, micro_batches: int) -> None:
         """Drop this step's gradients; from now on a step has so many micro-batches."""
 
@@ -105,6 +109,9 @@ class TorchEngine:
             tree["state"].setdefault(int(number), {})[name] = value
         self._optimizer.load_state_dict(tree)
 
+    def any(self, mine: bool) -> bool:
+        return mine
+
     def restart(self, micro_batches: int) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -116,3 +123,36 @@ class TorchEngine:
 
     def finish(self) -> None:
         del self._model, self._parameters, self._optimizer
+
+
+class DataParallel(TorchEngine):
+    """Plain torch on every rank of a group that `torch.distributed` has already formed.
+
+    Only LoRA weights are trained, so the gradients of a whole step fit one message: they are summed once a step, after
+    accumulation, and no rank waits for another before.
+    """
+
+    def __init__(self) -> None:
+        self.rank = distributed.get_rank()
+        self.world = distributed.get_world_size()
+
+    def step(self, lr: float) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads])
+        distributed.all_reduce(flat)
+        for grad, total in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(total.view_as(grad))
+        super().step(lr)
+
+    def any(self, mine: bool) -> bool:
+        flag = torch.tensor([float(mine)], device=self._parameters[0].device)
+        distributed.all_reduce(flag)
+        return bool(flag.item())
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, values)
+        return np.concatenate(parts)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lsat_ray.adapters import penalty as penalties
 from lsat_ray.adapters.checkpoint import Checkpointer
-from lsat_ray.adapters.engine import Elastic, Engine, Resumable, TorchEngine
+from lsat_ray.adapters.engine import DataParallel, Elastic, Engine, Resumable, TorchEngine
 from lsat_ray.adapters.frozen import Beside, beside, own
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.progress import Progress
@@ -24,7 +24,18 @@ from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens
 
-__all__ = ["Elastic", "Engine", "Fitted", "Resumable", "TorchEngine", "fit", "quality", "sharded_margins"]
+__all__ = [
+    "DataParallel",
+    "Elastic",
+    "Engine",
+    "Fitted",
+    "Resumable",
+    "TorchEngine",
+    "fit",
+    "gradients",
+    "quality",
+    "sharded_margins",
+]
 
 
 @dataclass
@@ -94,9 +105,7 @@ def fit(
     """
     with beside(model, spec, frozen) as extra:
         run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
-        run.start(initial)
-        if checkpoint and not extra and isinstance(engine, Resumable):
-            run.resume(checkpoint)
+        run.start(initial, checkpoint)
         run.train()
         return run.finish()
 
@@ -121,8 +130,8 @@ class _Fit:
         self.checkpoint: Checkpointer | None = None
         self.now = Progress(np.random.default_rng([spec.seed, 7]), settings.micro_batches)
 
-    def start(self, initial: Adapter | None) -> None:
-        """Put the initial weights into the training slot and hand it to the engine."""
+    def start(self, initial: Adapter | None, checkpoint: Checkpointer | None) -> None:
+        """Put the weights to start from, or to go on from, into the training slot and hand it to the engine."""
         spec, model = self.spec, self.model
         if (spec.init is None) != (initial is None):
             raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
@@ -136,8 +145,16 @@ class _Fit:
         past = self.extra.past if self.extra else None
         self.penalty = penalties.of(spec, model.slot_parameters, initial, past)
         torch.manual_seed(spec.seed * 1000 + self.engine.rank)  # dropout
-        self.engine.begin(model, self.recipe, self.now.micro_batches)
         self.initial = initial
+        if checkpoint and not self.extra and isinstance(self.engine, Resumable):
+            self.checkpoint = checkpoint
+        state = self.resume()
+        self.engine.begin(model, self.recipe, self.now.micro_batches)
+        if state:
+            assert isinstance(self.engine, Resumable)
+            self.engine.load_optimizer_state(_under(state, "optimizer."))
+            random = state["random"].chunk(self.engine.world)[self.engine.rank]
+            _set_random_state(random, self.model.device)
 
     def train(self) -> None:
         """Take steps until the epochs or the patience are used up."""
@@ -218,25 +235,19 @@ class _Fit:
         if self.engine.rank == 0:
             checkpoint.save(self.spec.digest, self.now.step, tensors, facts)
 
-    def resume(self, checkpoint: Checkpointer) -> None:
-        """Take up the newest state, if there is one of as many workers; save from now on."""
-        assert isinstance(self.engine, Resumable)
-        self.checkpoint = checkpoint
-        found = checkpoint.load(self.spec.digest)
+    def resume(self) -> dict[str, torch.Tensor]:
+        """Take up the newest state's place and weights, if there is one of as many workers; return its tensors."""
+        found = self.checkpoint.load(self.spec.digest) if self.checkpoint else None
         if found is None or found[1].pop("world") != self.engine.world:
-            return
+            return {}
         tensors, facts = found
         self.now.unpack(tensors, facts)
         self.now.rewind()
         with self.engine.whole(self.model):
             self.model.wear(Adapter(_under(tensors, "now."), self.model.lora.rank, self.model.lora.alpha))
-        if isinstance(self.engine, Elastic) and self.now.micro_batches != self.settings.micro_batches:
-            self.engine.restart(self.now.micro_batches)
-        self.engine.load_optimizer_state(_under(tensors, "optimizer."))
-        random = tensors["random"].chunk(self.engine.world)[self.engine.rank]
-        _set_random_state(random, self.model.device)
         if self.tell:
             self.tell(f"resumed at step {self.now.step}")
+        return tensors
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -267,21 +278,32 @@ def _roomy_step(
     micro_batches: int,
     penalty: penalties.Penalty | None,
 ) -> tuple[float, int]:
-    """Take a step; where memory runs out, begin it again in twice as many pieces. Return loss and pieces.
+    """Take a step; where any rank's memory runs out, all begin it again in twice as many pieces.
+
+    Returns:
+        The step's mean loss and the pieces that it took.
 
     Raises:
-        LsatError: when there is nothing left to halve, or several workers would have to agree on it.
+        LsatError: when there is nothing left to halve, or the engine cannot begin a step again (DeepSpeed reduces
+            gradients while it computes them, so a rank that fails leaves the others waiting).
     """
     while True:
+        cause: torch.OutOfMemoryError | None = None
+        value = 0.0
         try:
-            return _step(model, engine, train, batch, lr, micro_batches, penalty), micro_batches
+            value = gradients(model, engine, train, batch, micro_batches, penalty)
         except torch.OutOfMemoryError as error:
-            if engine.world > 1 or not isinstance(engine, Elastic) or micro_batches >= len(batch):
-                raise LsatError(
-                    f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
-                    "set engine.checkpointing, or lower recipe.batch_size"
-                ) from error
-            micro_batches = min(2 * micro_batches, len(batch))
+            cause = error
+        short = engine.any(cause is not None) if isinstance(engine, Elastic) else cause is not None
+        if not short:
+            engine.step(lr)
+            return value, micro_batches
+        if not isinstance(engine, Elastic) or micro_batches >= len(batch):
+            raise LsatError(
+                f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
+                "set engine.checkpointing, or lower recipe.batch_size"
+            ) from cause
+        micro_batches = min(2 * micro_batches, len(batch))
         engine.restart(micro_batches)
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -299,16 +321,27 @@ def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, ba
     return out
 
 
-def _step(
+def gradients(
     model: AdaptedBackbone,
     engine: Engine,
     train: Encoded,
     batch: np.ndarray,
-    lr: float,
     micro_batches: int,
     penalty: penalties.Penalty | None = None,
 ) -> float:
-    """Take one optimizer step on a global batch; return this worker's estimate of its mean loss, penalty apart."""
+    """Add up this worker's gradients of a global batch's mean loss; return its estimate of that loss, penalty apart.
+
+    Args:
+        model: the backbone with its training slot.
+        engine: has taken the slot (`begin`); its `step` comes next.
+        train: the rows.
+        batch: int [B], sequences of the global batch.
+        micro_batches: pieces of a worker's share.
+        penalty: added to the loss.
+
+    Raises:
+        LsatError: when the loss is not finite, with the batch's row ids.
+    """
     model.train()
     share = split_by_tokens(batch, train.lengths, engine.world)[engine.rank]
     total = float(train.targets[batch].sum())
@@ -330,5 +363,4 @@ def _step(
         value += float(loss.detach())
         with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
             engine.backward(loss)
-    engine.step(lr)
     return value * engine.world

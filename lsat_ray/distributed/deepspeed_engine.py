@@ -94,6 +94,31 @@ class DeepSpeedEngine:
         self._engine.step()
         self._pending = 0
 
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Return every rank's AdamW state: its share where ZeRO has split it, in DeepSpeed's own order."""
+        mine = {
+            f"{self.rank}.{number}.{name}": value.detach().cpu().clone()
+            for number, state in enumerate(self._optimizer.state.values())
+            for name, value in state.items()
+        }
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, mine)
+        return {k: v for part in parts for k, v in part.items()}
+
+    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over this rank's part of what `optimizer_state` gave."""
+        optimizer = self._optimizer
+        owners = list(optimizer.state) or [p for group in optimizer.param_groups for p in group["params"]]
+        if not owners:  # ZeRO-3 lends its shards to the optimizer during a step only
+            owners = list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        for key, value in state.items():
+            rank, number, name = key.split(".")
+            if int(rank) != self.rank:
+                continue
+            owner = owners[int(number)]
+            device = "cpu" if name == "step" else owner.device
+            optimizer.state[owner][name] = value.clone().to(device)
+
     def snapshot(self) -> Adapter:
         """Return the current weights, gathered."""
         with self.whole(self._model):

@@ -10,17 +10,20 @@ import numpy as np
 import ray
 import torch
 
+from lsat_ray.adapters.checkpoint import Checkpointer
 from lsat_ray.adapters.coefficients import fit_coefficients
 from lsat_ray.adapters.lora import AdaptedBackbone
+from lsat_ray.adapters.memory import available, choose
 from lsat_ray.adapters.recommender import Recommender
 from lsat_ray.adapters.score import score
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.adapters.train import TorchEngine, fit, sharded_margins
+from lsat_ray.adapters.train import DataParallel, Engine, TorchEngine, fit, sharded_margins
 from lsat_ray.backbone.load import load
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.config import EngineConfig
 from lsat_ray.data.periods import Slice
+from lsat_ray.data.windows import concatenate
 from lsat_ray.distributed.tasks import (
     ClassicalFit,
     ClassicalScore,
@@ -48,7 +51,8 @@ class Worker:
         self.model = AdaptedBackbone(backbone, context.config.lora, engine.checkpointing)
         self.store = AdapterStore(Path(context.store))
         self.recommender = Recommender(self.model, self.store, engine.batch_tokens)
-        self.engine = _engine(engine)
+        self.engine = self._engine()
+        self.states = Checkpointer(self.store.root.parent / "train" / "states", engine.checkpoint_every)
         self._encoded: dict[tuple[Slice, bool], Encoded] = {}
 
     def run(self, task: Task) -> Any:
@@ -68,13 +72,39 @@ class Worker:
                 return self._in_context(task) if self.rank == 0 else None
 
     def encode(self, slices: tuple[Slice, ...], as_of: int, scoring: bool = False) -> Encoded:
-        """Read slices through the replayer and encode each once, for training or as the endpoint would score them."""
+        """Read slices through the replayer and encode each once, for training or as the endpoint would score them.
+
+        Where targets share a sequence the slices of a training set are encoded together, in the order of the stream.
+        """
+        if not scoring and self.context.config.prompt.layout != "exact":
+            samples = concatenate(ray.get(ray.get(self.context.replayer.read.remote(list(slices), as_of))))
+            return self.encoder(samples.take(np.argsort(samples.row, kind="stable")))
         missing = [s for s in slices if (s, scoring) not in self._encoded]
         if missing:
             refs = ray.get(self.context.replayer.read.remote(missing, as_of))
             for s, samples in zip(missing, ray.get(refs), strict=True):
                 self._encoded[s, scoring] = self.encoder.scoring(samples) if scoring else self.encoder(samples)
         return join([self._encoded[s, scoring] for s in slices])
+
+    def _engine(self) -> Engine:
+        """Return the configured engine; rank 0 says which ZeRO stage was chosen where that was left open."""
+        settings = self.settings
+        if settings.kind == "torch":
+            return DataParallel() if settings.workers > 1 else TorchEngine()
+        from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
+
+        if settings.zero != "auto":
+            return DeepSpeedEngine(settings.zero)
+        config, memory = self.context.config, available(self.model.device, settings)
+        stage, why = choose(self.model, settings, config.recipe, config.prompt, memory)
+        if self.rank == 0:
+            print(f"engine.zero auto: {why}", flush=True)  # noqa: T201 - Ray shows it on the driver
+        return DeepSpeedEngine(stage)
+
+    def _tell(self, line: str) -> None:
+        """Print that a training goes on where it was interrupted; the rest of its progress stays in its facts."""
+        if self.rank == 0 and line.startswith("resumed"):
+            print(f"training: {line}", flush=True)  # noqa: T201 - Ray shows it on the driver
 
     def _fit(self, task: Fit) -> dict[str, Any]:
         spec = task.spec
@@ -91,7 +121,18 @@ class Worker:
         initial = self.store.load(spec.init.digest) if spec.init else None
         frozen = [self.store.load(s.digest) for s in spec.frozen.adapters] if spec.frozen else []
         read = time.perf_counter() - began
-        fitted = fit(spec, self.model, train, validation, self.engine, self.settings, initial, frozen=frozen)
+        fitted = fit(
+            spec,
+            self.model,
+            train,
+            validation,
+            self.engine,
+            self.settings,
+            initial,
+            self._tell,
+            frozen,
+            self.states,
+        )
         facts = {
             "auc": fitted.auc,
             "best_step": fitted.best_step,
@@ -103,6 +144,7 @@ class Worker:
         if self.rank == 0:
             base = self.context.config.backbone.path
             self.store.publish(spec, fitted.adapter, facts, base, by_row(validation.row, fitted.margin))
+            self.states.clear(spec.digest)
         return {**facts, "seconds": {"encode": read, **fitted.seconds}, "start": start}
 
     def _score(self, task: Score) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -182,11 +224,3 @@ def texts_only(encoder: Encoder, texts: list[str]) -> Encoded:
         row=index,
         label=np.zeros(len(ids), np.uint8),
     )
-
-
-def _engine(config: EngineConfig) -> Any:
-    if config.kind == "torch":
-        return TorchEngine()
-    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(config.zero)

@@ -207,6 +207,31 @@ def test_memory_running_out_in_the_second_piece_loses_no_gradient(bench: Workben
         torch.testing.assert_close(late.adapter.state[name], value, rtol=2e-3, atol=2e-4)
 
 
+def test_where_another_rank_runs_out_this_one_begins_the_step_again_with_it(bench: Workbench) -> None:
+    class Neighbour(TorchEngine):
+        """Hears once, at the second step, that another rank's memory ran out."""
+
+        asked, restarts = 0, 0
+
+        def any(self, mine: bool) -> bool:
+            self.asked += 1
+            return mine or self.asked == 2
+
+        def restart(self, micro_batches: int) -> None:
+            self.restarts += 1
+            assert micro_batches == 2
+            super().restart(micro_batches)
+
+    recipe = Recipe(lr=5e-3, batch_size=16, epochs=1)
+    engine = Neighbour()
+    fitted = fit(bench.spec(recipe=recipe), bench.model, bench.train, bench.validation, engine, SETTINGS)
+    assert engine.restarts == 1
+    assert engine.asked == fitted.steps + 1
+    plain = run(bench, recipe=recipe)
+    for name, value in plain.adapter.state.items():
+        torch.testing.assert_close(fitted.adapter.state[name], value, rtol=2e-3, atol=2e-4)
+
+
 def test_one_sequence_too_many_is_an_error_with_a_remedy(bench: Workbench) -> None:
     with pytest.raises(LsatError, match=r"out of memory.*engine\.micro_batches"):
         fit(bench.spec(), bench.model, bench.train, bench.validation, Small(0), EngineConfig(kind="torch"))

@@ -1,4 +1,7 @@
-"""DeepSpeed gives the adapter that plain torch gives: ZeRO 0 to 3, two workers, with and without accumulation."""
+"""Every engine gives one process's adapter on two workers: data parallel, ZeRO 0 to 3, with and without accumulation.
+
+And each goes on from a checkpoint to the same bytes.
+"""
 
 import json
 import os
@@ -13,16 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_zero_0_to_3_on_two_workers_equal_plain_torch(tmp_path: Path) -> None:
+def test_two_workers_equal_one_process_and_go_on_exactly(tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     command = [sys.executable, "benchmarks/zero_parity.py", "--workers", "2", "--json", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(out.read_text())["rows"]
-    assert {r["engine"] for r in rows} == {f"zero{z}-micro{m}" for z in range(4) for m in (1, 2)}
+    engines = ("data-parallel", *(f"zero{z}" for z in range(4)))
+    assert {r["engine"] for r in rows} == {f"{e}-micro{m}" for e in engines for m in (1, 2)}
     for row in rows:
         assert not row["some_weight_is_zero"], row
+        assert row["resumed_equal"] is (True if row["engine"].endswith("micro2") else None), row
         # A fresh adapter agrees to rounding; one that goes on from it passes through AdamW's first, sign-like steps,
         # in which a gradient of 1e-9 that rounds the other way moves a weight by a learning rate's fraction.
         assert row["relative"] < (1e-4 if row["training"] == "fresh" else 5e-3), row

@@ -7,7 +7,9 @@ the naive rows see, so that a model is judged by what it adds to them. All trans
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
+from collections import OrderedDict
 
 import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -128,25 +130,30 @@ def _title(samples: Samples, titles: tuple[str, ...]) -> list[np.ndarray]:
     return [np.nan_to_num((year - 1990.0) / 20.0), np.nan_to_num(np.log1p(np.maximum(age, 0.0)) / 3.0)]
 
 
-_CACHE: dict[str, np.ndarray] = {}
+_CACHE: OrderedDict[str, np.ndarray] = OrderedDict()
+KEPT = 8
+"""Tables that are kept in memory."""
 
 
 def side_table(periods: Periods) -> np.ndarray:
     """Return the side features of every sample of the stream, float32 [N, 14], columns HISTORY + STREAM + TITLE.
 
-    Row i is computed from rows before i and from the histories only. The newest two streams are kept in memory.
+    Row i is computed from rows before i and from the histories only. The newest tables are kept, each under the labels
+    that it was computed from: a reader's view of the stream has its fingerprint, but not the labels that come later.
     """
-    key = periods.fingerprint
-    if key and key in _CACHE:
-        return _CACHE[key]
     samples = periods.samples
-    columns = _history(samples) + _stream(samples) + _title(samples, periods.titles)
-    table = np.stack(columns, axis=1).astype(np.float32)
-    if key:
-        while len(_CACHE) > 1:
-            _CACHE.pop(next(iter(_CACHE)))
+    labels = hashlib.blake2b(samples.label.tobytes())
+    labels.update(samples.history_label.tobytes())
+    key = f"{periods.fingerprint} {labels.hexdigest()}"
+    if key not in _CACHE:
+        columns = _history(samples) + _stream(samples) + _title(samples, periods.titles)
+        table = np.stack(columns, axis=1).astype(np.float32)
+        if not periods.fingerprint:
+            return table
         _CACHE[key] = table
-    return table
+        while len(_CACHE) > KEPT:
+            _CACHE.popitem(last=False)
+    return _CACHE[key]
 
 
 def side_columns(side: str) -> int:

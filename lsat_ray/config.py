@@ -268,7 +268,7 @@ class StudyConfig(Node):
     """What `jobs/compare_strategies.py` adds to the table."""
 
     every_period: bool = True
-    """Fig. 2 and 4: score every period's model of full retraining and fine-tuning on the last period."""
+    """Fig. 2 and 4: score every period's model of full retraining and fine-tuning on the last period (first seed)."""
     warm_cold_after: int | None = Field(None, ge=1)
     """Fig. 3: score the models of this period on all later ones, warm and cold (null: three quarters of T)."""
     warm_until: int | None = Field(None, ge=1)

@@ -56,9 +56,12 @@ class Study(Run):
         return {s.name: p for s in self.rows[seed] if (p := s.plan(t)) is not None}
 
     def _curves(self, seed: int) -> list[Strategy]:
-        """Return the rows that Fig. 2 and 4 follow from the first period on."""
+        """Return the rows that Fig. 2 and 4 follow from the first period on, under the first seed."""
         setting: Setting = self.setting(seed)
-        return [FullRetraining(setting), FineTuning(setting)] if self.config.study.every_period else []
+        return [FullRetraining(setting), FineTuning(setting)] if self._followed_from_one(seed) else []
+
+    def _followed_from_one(self, seed: int) -> bool:
+        return self.config.study.every_period and seed == self.config.seeds[0]
 
     def needed(self) -> list[AdapterSpec]:
         """Return every distinct adapter of the study, parents first."""
@@ -81,8 +84,8 @@ class Study(Run):
     def needed_classical(self) -> list[ClassicalSpec]:
         """Return every distinct classical model of the study, parents first."""
         found: dict[str, ClassicalSpec] = {}
-        first = 1 if self.config.study.every_period else self._first_model
         for seed in self.config.seeds:
+            first = 1 if self._followed_from_one(seed) else self._first_model
             for plan in self.classical_rows(seed).values():
                 for t in range(1, self.last):
                     spec = plan(t)
@@ -105,8 +108,9 @@ class Study(Run):
 
     def _train(self) -> None:
         adapters, rivals = self.needed(), self.needed_classical()
-        # Chains first: they alone are sequential, everything else fills the room beside them.
-        adapters.sort(key=lambda s: (s.init is None and s.frozen is None, -len(s.train)))
+        # Chains and what they start from first: they alone are sequential, all else fills the room beside them.
+        starts = {parent.digest for spec in adapters for parent in spec.parents()}
+        adapters.sort(key=lambda s: (not s.parents() and s.digest not in starts, -len(s.train)))
         tasks: list[Task] = [Fit(s, s.last_period) for s in adapters if s.digest not in self.store]
         tasks += [ClassicalFit(s, s.last_period) for s in rivals if s.digest not in self.store]
         total = len(adapters) + len(rivals)
@@ -228,7 +232,7 @@ class Study(Run):
             for k in self.config.study.lags:
                 wanted += [(m, t, "all") for t in self.tested for m in self.served(seed, t - k)]
             pairs = [(self._split, t) for t in later]
-            if self.config.study.every_period:
+            if self._followed_from_one(seed):
                 pairs += [(t, self.last) for t in range(1, self.last)]
             rivals[seed] = sorted(set(pairs))
         margins = self._passes(wanted)

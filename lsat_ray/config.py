@@ -213,6 +213,8 @@ class EngineConfig(Node):
     """Most tokens, padding included, in one forward pass without gradients."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    packing: bool = False
+    """Compute no padding (exact layout): all prompts of a batch in one row, attention block by block."""
     checkpoint_every: int = Field(200, ge=1)
     """Steps between two states of a half-fitted adapter, from which a restarted session goes on."""
     max_failures: int = Field(3, ge=0)

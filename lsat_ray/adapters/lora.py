@@ -50,10 +50,13 @@ class Adapter:
 class AdaptedBackbone(nn.Module):
     """A frozen backbone with LoRA slots; calling it gives the two answer logits of each target of a batch."""
 
-    def __init__(self, backbone: Backbone, lora: LoraSettings, checkpointing: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, lora: LoraSettings, checkpointing: bool = False, packing: bool = False
+    ) -> None:
         super().__init__()
         self.lora = lora
         self.checkpointing = checkpointing
+        self.packing = packing
         self.config = LoraConfig(
             r=lora.rank,
             lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
@@ -158,5 +161,5 @@ class AdaptedBackbone(nn.Module):
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
         """
-        read = answer_states(self._decoder[0], batch, self.checkpointing).float()
+        read = answer_states(self._decoder[0], batch, self.checkpointing, self.packing).float()
         return read @ self.head.T + self.head_bias  # type: ignore[operator]

@@ -67,7 +67,7 @@ def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False) -> to
     last = decoder.layers[-1]
     args = (last, x, plan, *_slots(batch, plan))
     x = checkpoint(_last_layer, *args, use_reentrant=False) if recompute else _last_layer(*args)
-    return _norm(decoder.norm, x)
+    return norm(decoder.norm, x)
 
 
 def _plan(decoder: Any, batch: Batch, x: torch.Tensor) -> _Plan:
@@ -106,9 +106,9 @@ def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
-    normed = _norm(layer.input_layernorm, x)
-    query = _heads(attention, "q", normed, shape)
-    query = _Rotate.apply(query, plan.cos, plan.sin)
+    normed = norm(layer.input_layernorm, x)
+    query = heads(attention, "q", normed, shape)
+    query = rotate(query, plan.cos, plan.sin)
     key, value = _keys(attention, normed, shape, plan)
     ahead, own = _parted(query, plan)
     mixed = _attend(attention, _rows(own, plan), *_joined(key, value, plan), plan.mask)
@@ -116,39 +116,40 @@ def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     if plan.prefix:
         alone = [t[None].transpose(1, 2) for t in (ahead, key[0], value[0])]
         mixed = torch.cat([_attend(attention, alone[0], alone[1], alone[2], None).transpose(1, 2)[0], mixed])
-    return _feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
+    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
 
 
 def _last_layer(
     layer: Any, x: torch.Tensor, plan: _Plan, place: torch.Tensor, mask: torch.Tensor, slot: torch.Tensor
 ) -> torch.Tensor:
     attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
-    normed = _norm(layer.input_layernorm, x)
+    normed = norm(layer.input_layernorm, x)
     key, value = _keys(attention, normed, shape, plan)
     at = place.flatten()
-    query = _heads(attention, "q", normed[at], (len(at), -1, attention.head_dim))
-    query = _Rotate.apply(query, plan.cos[at], plan.sin[at])
+    query = heads(attention, "q", normed[at], (len(at), -1, attention.head_dim))
+    query = rotate(query, plan.cos[at], plan.sin[at])
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
     mixed = _attend(attention, query, *_joined(key, value, plan), mask).transpose(1, 2).flatten(2).flatten(0, 1)
-    return _feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
+    return feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
 
 
-def _feed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def feed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return the stream after the layer's gated MLP, its residual included."""
     mlp = layer.mlp
-    normed = _norm(layer.post_attention_layernorm, x)
+    normed = norm(layer.post_attention_layernorm, x)
     return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
 
 
-def _heads(attention: Any, which: str, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def heads(attention: Any, which: str, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return queries or keys [T, heads, d] before the rotation, normed where the architecture does."""
-    heads = linear(getattr(attention, f"{which}_proj"), x).view(shape)
-    norm = getattr(attention, f"{which}_norm", None)
-    return heads if norm is None else _norm(norm, heads)
+    found = linear(getattr(attention, f"{which}_proj"), x).view(shape)
+    own = getattr(attention, f"{which}_norm", None)
+    return found if own is None else norm(own, found)
 
 
 def _keys(attention: Any, normed: torch.Tensor, shape: tuple[int, ...], plan: _Plan) -> tuple[_Parts, _Parts]:
     """Return keys and values, each parted into the prefix's and the rows'."""
-    key = _Rotate.apply(_heads(attention, "k", normed, shape), plan.cos, plan.sin)
+    key = rotate(heads(attention, "k", normed, shape), plan.cos, plan.sin)
     return _parted(key, plan), _parted(linear(attention.v_proj, normed).view(shape), plan)
 
 
@@ -214,7 +215,8 @@ def _plain_lora(module: Any) -> bool:
     return idle and module.lora_B[names[0]].bias is None and not hasattr(module.lora_A[names[0]].weight, "ds_id")
 
 
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return `module(x)`, an RMS norm; a frozen one keeps less for the backward pass."""
     weight = module.weight
     if weight.requires_grad or hasattr(weight, "ds_id"):
         return module(x)
@@ -238,6 +240,11 @@ class _RmsNorm(torch.autograd.Function):
         grad = grads[0].float() * weight
         along = (grad * wide).sum(-1, keepdim=True) * (inverse.pow(3) / -x.shape[-1])
         return grad.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return the rotary embedding of [T, heads, d]; cos and sin are [T, 1, d / 2]."""
+    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rotate(torch.autograd.Function):

@@ -48,7 +48,7 @@ class Worker:
         self.rank = rank
         backbone = load(context.config.backbone, Path(context.backbone))
         self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
-        self.model = AdaptedBackbone(backbone, context.config.lora, engine.checkpointing)
+        self.model = AdaptedBackbone(backbone, context.config.lora, engine.checkpointing, engine.packing)
         self.store = AdapterStore(Path(context.store))
         self.recommender = Recommender(self.model, self.store, engine.batch_tokens)
         self.engine = self._engine()

@@ -76,10 +76,20 @@ def unshared(encoded: Encoded) -> Encoded:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-prefix", "no-prefix"])
 @pytest.mark.parametrize("micro", [1, 2])
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_loss_and_gradients_are_those_of_plain_transformers(
-    bench: Workbench, side: str, shared: bool, micro: int
+    bench: Workbench,
+    side: str,
+    shared: bool,
+    micro: int,
+    packing: bool,
+    checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     randomise(bench.model)
+    monkeypatch.setattr(bench.model, "packing", packing)
+    monkeypatch.setattr(bench.model, "checkpointing", checkpointing)
     loss, grads, logits = plain(bench, ROWS, side)
     encoded = bench.train if shared else unshared(bench.train)
     assert (len(encoded.prefix) > 20) == shared

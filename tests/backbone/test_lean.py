@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lsat_ray.backbone import lean
+from lsat_ray.backbone import lean, packed
 from lsat_ray.backbone.forward import answer_states, hidden_states
 from lsat_ray.prompts.batch import Batch, Encoded, collate
 
@@ -70,14 +70,14 @@ def batch(masked: bool, prefix: int = 7) -> Batch:
     return collate(encoded, np.array([2, 0, 3, 1]))
 
 
-def compare(peft: Any, item: Batch, checkpointing: bool = False) -> None:
+def compare(peft: Any, item: Batch, checkpointing: bool = False, packing: bool = False) -> None:
     """Assert equal states and LoRA gradients."""
     decoder = peft.get_base_model().get_decoder()
     weights = [p for n, p in peft.named_parameters() if ".lora_" in n]
     expected = hidden_states(decoder, item)[item.answer[:, 0], item.answer[:, 1]]
     push = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     wanted = torch.autograd.grad((expected * push).sum(), weights)
-    found = answer_states(decoder, item, checkpointing)
+    found = answer_states(decoder, item, checkpointing, packing)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(torch.autograd.grad((found * push).sum(), weights), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
@@ -141,3 +141,45 @@ def test_unusual_adapters_are_left_to_peft(state: str) -> None:
     peft.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]))
     peft.base_model.set_adapter(["default", "second"])
     compare(peft, batch(True))
+
+
+def prompts(prefix: int = 7) -> Batch:
+    """Return four prompts of unequal length, one answer each, at the end."""
+    rng = np.random.default_rng(1)
+    lengths = [9, 14, 5, 1]
+    offsets = np.r_[0, np.cumsum(lengths)]
+    encoded = Encoded(
+        prefix=rng.integers(3, 90, prefix).astype(np.int32),
+        tokens=rng.integers(3, 90, offsets[-1]).astype(np.int32),
+        offsets=offsets,
+        answer=offsets[1:] - 1,
+        sequence=np.arange(4),
+        row=np.arange(4),
+        label=np.array([0, 1, 1, 0], np.uint8),
+    )
+    return collate(encoded, np.array([2, 0, 3, 1]))
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("prefix", [0, 1, 7])
+def test_packed_states_and_gradients_are_those_of_transformers(architecture: str, prefix: int) -> None:
+    peft, item = model(architecture), prompts(prefix)
+    assert packed.fits(item)
+    compare(peft, item, packing=True)
+    compare(peft, item, checkpointing=True, packing=True)
+
+
+def test_a_packed_batch_computes_no_padding() -> None:
+    peft, item = model("Llama"), prompts()
+    decoder = peft.get_base_model().get_decoder()
+    rows: list[int] = []
+    for layer in decoder.layers:
+        layer.mlp.act_fn.register_forward_hook(lambda _m, x, _y: rows.append(x[0].shape[0]))
+    answer_states(decoder, item, packing=True)
+    assert rows == [7 + 29, 7 + 29, 4]
+
+
+def test_batches_with_masks_or_several_answers_a_row_are_padded() -> None:
+    assert not packed.fits(batch(True))
+    assert not packed.fits(batch(False))
+    compare(model("Llama"), batch(True), packing=True)

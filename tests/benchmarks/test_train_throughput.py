@@ -11,7 +11,14 @@ from benchmarks import train_throughput
 from benchmarks.measuring import machine, matmul_peak
 
 KEYS = {"exact_ratio", "shared_ratio", "stream_ratio", "auc_gap", "mfu"}
-LEVERS = {"lever_lora_only", "lever_two_row_head", "lever_shared_prefix", "lever_bucketing", "lever_walk"}
+LEVERS = {
+    "lever_lora_only",
+    "lever_two_row_head",
+    "lever_shared_prefix",
+    "lever_bucketing",
+    "lever_walk",
+    "lever_packing",
+}
 
 
 def test_toy_run(tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from lsat_ray.adapters.gate import gated
+
+OUTPUT_MERGES = ("output-ensemble", "gated-ensemble")
+"""Merges of scores: one forward pass a member, where a merge of parameters takes one for all."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -22,7 +27,7 @@ class Model:
     period: int
     """Period after which it was made; it is tested on the next."""
     merge: str
-    """`frozen` (no adapter), `single`, `output-ensemble`, or a key of `PARAMETER_MERGES`."""
+    """`frozen` (no adapter), `single`, one of `OUTPUT_MERGES`, or a key of `PARAMETER_MERGES`."""
     adapters: tuple[str, ...] = ()
     """Digests in the store, in the order of the weights."""
     weights: tuple[float, ...] = ()
@@ -68,6 +73,8 @@ def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:
     """Return P(like) float64 [N] from the margins that the model combines."""
     if model.merge == "output-ensemble":
         return ensemble(margin, model.weights, model.space)
+    if model.merge == "gated-ensemble":
+        return gated(margin, model.weights)
     return probability(margin[0])
 
 
@@ -76,6 +83,6 @@ def passes(model: Model) -> list[Model]:
 
     Equal passes of different models are equal here, so that each needs to be made once.
     """
-    if model.merge == "output-ensemble":
+    if model.merge in OUTPUT_MERGES:
         return [Model("pass", 0, "single", (digest,), (1.0,)) for digest in model.adapters]
     return [Model("pass", 0, model.merge, model.adapters, model.weights)]

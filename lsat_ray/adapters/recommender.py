@@ -9,7 +9,7 @@ import numpy as np
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.model import Model, combine
+from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine
 from lsat_ray.adapters.score import part, score
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
@@ -44,7 +44,7 @@ class Recommender:
         adapters = {d: self._adapters.get(d) or self._fitting(d) for d in wanted}
         merged = {}
         for model in models:
-            if model.merge not in ("frozen", "single", "output-ensemble"):
+            if model.merge not in ("frozen", "single", *OUTPUT_MERGES):
                 key = _merge_key(model)
                 merged[key] = self._merged.get(key) or _merge(model, adapters)
         self._adapters, self._merged = adapters, merged
@@ -57,7 +57,7 @@ class Recommender:
         """
         if model.merge == "frozen":
             return [("frozen", None)]
-        if model.merge in ("single", "output-ensemble"):
+        if model.merge in ("single", *OUTPUT_MERGES):
             return [(digest, self._held(digest)) for digest in model.adapters]
         key = _merge_key(model)
         if key not in self._merged:

@@ -13,6 +13,7 @@ import pandas as pd
 import ray
 
 from lsat_ray import data, report
+from lsat_ray.adapters.gate import fit_gate
 from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
@@ -180,8 +181,13 @@ class Run:
         tasks = {
             n: Coefficients(tuple(s.digest for s in p.fit.adapters), p.fit.rows, p.fit.pull, t)
             for n, p in plans.items()
-            if p.fit is not None
+            if p.fit is not None and p.merge != "gated-ensemble"
         }
+        gates = {n: [s.digest for s in p.adapters] for n, p in plans.items() if p.merge == "gated-ensemble"}
+        if gates:
+            margins = self.validation_margins(t, {d for members in gates.values() for d in members})
+            label = self.periods.rows(t, "validation").label
+            chosen |= {n: fit_gate([margins[d] for d in members], label) for n, members in gates.items()}
         if tasks:
             with self.timings.span("search", t):
                 found = self.do(t, list({task.key: task for task in tasks.values()}.values()))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import ray
 
-from lsat_ray.adapters.model import Model, combine, passes, probability
+from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine, passes, probability
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.data.periods import Part, Slice
@@ -111,8 +111,9 @@ class Study(Run):
         # Chains and what they start from first: they alone are sequential, all else fills the room beside them.
         starts = {parent.digest for spec in adapters for parent in spec.parents()}
         adapters.sort(key=lambda s: (not s.parents() and s.digest not in starts, -len(s.train)))
-        tasks: list[Task] = [Fit(s, s.last_period) for s in adapters if s.digest not in self.store]
+        tasks: list[Fit | ClassicalFit] = [Fit(s, s.last_period) for s in adapters if s.digest not in self.store]
         tasks += [ClassicalFit(s, s.last_period) for s in rivals if s.digest not in self.store]
+        work = {t.key: len(t.spec.train) for t in tasks}
         total = len(adapters) + len(rivals)
         self.say(f"{total} distinct models: {total - len(tasks)} reused, {len(tasks)} to train")
         began = told = time.time()
@@ -121,12 +122,13 @@ class Study(Run):
             nonlocal told
             if time.time() - told >= 20 and counts["done"]:
                 told = time.time()
-                done = sum(t.key in self.store for t in tasks)
-                left = (told - began) / max(done, 1) * (len(tasks) - done)
+                done = [key for key in work if key in self.store]
+                part = sum(work[key] for key in done) / sum(work.values())  # by the rows trained on, not by count
+                left = (told - began) * (1 / part - 1) if part else float("nan")
                 running, waiting = counts["running"], counts["waiting"]
-                self.say(f"trained {done}, running {running}, waiting {waiting}; about {left:.0f} s to go")
+                self.say(f"trained {len(done)}, running {running}, waiting {waiting}; about {left:.0f} s to go")
 
-        self.do(0, tasks, progress)
+        self.do(0, list(tasks), progress)
         self._trainings(adapters, rivals)
 
     def _trainings(self, adapters: list[AdapterSpec], rivals: list[ClassicalSpec]) -> None:
@@ -227,7 +229,7 @@ class Study(Run):
                         wanted.append((self.model(seed, curve.name, t, plan, plan.grid[0]), self.last, "all"))
             later = range(self._split + 1, self.last + 1)
             # Merges in parameter space would each need passes of their own, and share their items with the ensemble.
-            plain = [m for m in self.served(seed, self._split) if m.merge in (FROZEN, "single", "output-ensemble")]
+            plain = [m for m in self.served(seed, self._split) if m.merge in (FROZEN, "single", *OUTPUT_MERGES)]
             wanted += [(m, t, "all") for m in plain for t in later]
             for k in self.config.study.lags:
                 wanted += [(m, t, "all") for t in self.tested for m in self.served(seed, t - k)]
@@ -315,7 +317,7 @@ class Study(Run):
         )
         tables["frontier"] = figures.frontier(tables["table2"], cost)
         ensemble = next((n for n in served if n.startswith("lsat-en(") and n != "lsat-en(full)"), None)
-        merged = [n for n, m in served.items() if m.merge not in (FROZEN, "single", "output-ensemble")]
+        merged = [n for n, m in served.items() if m.merge not in (FROZEN, "single", *OUTPUT_MERGES)]
         if ensemble and merged:
             tables["merges"] = figures.against_ensemble(metrics, run.scores, ensemble, merged)
         cross_file = self.dir.path / "cross.parquet"

@@ -68,13 +68,13 @@ class Plan:
     adapters: tuple[AdapterSpec, ...]
     """In the order of the merge's weights."""
     merge: str = "single"
-    """`single`, `output-ensemble` or a key of `adapters.merge.PARAMETER_MERGES`."""
+    """`single`, one of `adapters.model.OUTPUT_MERGES`, or a key of `adapters.merge.PARAMETER_MERGES`."""
     grid: tuple[tuple[float, ...], ...] = ((1.0,),)
     """Candidate weights; with more than one, V_t decides (the first best wins)."""
     space: str = "probability"
     """What an output ensemble averages."""
     fit: Fit | None = None
-    """With it the grid is empty: the weights are `fit_coefficients` of it, one a (adapter, module)."""
+    """With it the grid is empty: the weights are `fit_coefficients` of it, one a (adapter, module), or `fit_gate`."""
 
     def specs(self) -> tuple[AdapterSpec, ...]:
         """Return every adapter that must exist before the plan can be carried out."""

@@ -49,6 +49,20 @@ class Learned:
         return Plan(adapters, "learned-delta", (), fit=Fit(adapters, (Slice(t, "validation"),)))
 
 
+class Gated:
+    """Long-term (m) and short-term adapter mixed sample by sample, by a gate fitted on V_t (after RecLoRA)."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.m = setting.config.replay.long_periods
+        self.name = f"reclora-gate({self.m})"
+
+    def plan(self, t: int) -> Plan:
+        """Return both adapters and what the gate is fitted on."""
+        adapters = long_and_short(self.setting, t, self.m)
+        return Plan(adapters, "gated-ensemble", (), fit=Fit(adapters, (Slice(t, "validation"),)))
+
+
 class Sml:
     """SML's protocol (Zhang 2020) with merge coefficients as the transfer (methods.md 7.2).
 
@@ -78,7 +92,7 @@ def row(
     return lambda setting: Merged(setting, name, merge, space, weights)
 
 
-MERGED: dict[str, Callable[[Setting], Merged | Learned | Sml]] = {
+MERGED: dict[str, Callable[[Setting], Merged | Learned | Gated | Sml]] = {
     "lsat-delta": row("lsat-delta", "delta-arithmetic"),
     "lsat-linear": row("lsat-linear", "peft-linear"),
     "lsat-svd": row("lsat-svd", "svd"),
@@ -86,6 +100,7 @@ MERGED: dict[str, Callable[[Setting], Merged | Learned | Sml]] = {
     "lsat-dare": row("lsat-dare", "dare"),
     "lsat-prune": row("lsat-prune", "magnitude-prune"),
     "lsat-learned": Learned,
+    "reclora-gate": Gated,
     "lsat-en-logit": row("lsat-en-logit", "output-ensemble", space="logit"),
     "lsat-en-half": row("lsat-en-half", "output-ensemble", weights=(0.5, 0.5)),
     "sml": Sml,

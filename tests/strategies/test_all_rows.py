@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from lsat_ray.adapters.coefficients import fit_coefficients
+from lsat_ray.adapters.gate import fit_gate
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.recommender import Recommender
+from lsat_ray.adapters.score import score
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.adapters.train import TorchEngine, fit
@@ -53,7 +55,10 @@ def models(run: Run, name: str, t: int, plan: Plan) -> list[Model]:
     if plan.fit:
         adapters = [run.store.load(a.digest) for a in plan.fit.adapters]
         rows = run.encoder(run.periods.select(plan.fit.rows))
-        grid = (fit_coefficients(run.model, adapters, rows, plan.fit.pull, steps=2),)
+        if plan.merge == "gated-ensemble":
+            grid = (fit_gate([score(run.model, a, rows) for a in adapters], rows.label),)
+        else:
+            grid = (fit_coefficients(run.model, adapters, rows, plan.fit.pull, steps=2),)
     digests = tuple(a.digest for a in plan.adapters)
     return [Model(name, t, plan.merge, digests, weights, plan.space) for weights in grid]
 

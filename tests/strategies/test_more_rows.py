@@ -3,6 +3,7 @@
 import pytest
 
 from lsat_ray.adapters.merge import PARAMETER_MERGES
+from lsat_ray.adapters.model import OUTPUT_MERGES
 from lsat_ray.adapters.spec import Regulariser
 from lsat_ray.config import Experiment, ReplayConfig
 from lsat_ray.data.periods import Slice
@@ -139,7 +140,7 @@ def test_every_plan_can_be_carried_out(name: str) -> None:
         made = STRATEGIES[name](setting()).plan(t)
         if made is None:
             continue
-        assert made.merge in {"single", "output-ensemble", *PARAMETER_MERGES}
+        assert made.merge in {"single", *OUTPUT_MERGES, *PARAMETER_MERGES}
         assert all(len(w) == len(made.adapters) for w in made.grid)
         assert bool(made.grid) != bool(made.fit)
         assert (made.merge == "single") == (len(made.adapters) == 1)

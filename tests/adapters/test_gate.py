@@ -1,0 +1,66 @@
+"""The gate after RecLoRA: what its ends are, that it repeats, and that it finds who is right where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
+
+from lsat_ray.adapters.gate import FEATURES, fit_gate, gated
+from lsat_ray.adapters.model import Model, combine, ensemble, passes
+from lsat_ray.errors import LsatError
+
+
+def planted(rows: int = 4000) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return two members, each right where it is sure of itself and guessing elsewhere, and the labels."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, rows)
+    sign, sure = 2.0 * label - 1.0, rng.random(rows) < 0.5
+    noise = rng.normal(0, 0.3, (2, rows))
+    return [np.where(sure, 3.0 * sign, 0.0) + noise[0], np.where(sure, 0.0, 3.0 * sign) + noise[1]], label
+
+
+@given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=20))
+def test_without_weights_it_is_the_plain_average(rows: list[tuple[float, float]]) -> None:
+    first, second = np.array(rows).T
+    np.testing.assert_allclose(gated([first, second], [0.0] * FEATURES), ensemble([first, second], [0.5, 0.5]))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=FEATURES, max_size=FEATURES), st.floats(-8, 8), st.floats(-8, 8))
+def test_a_score_lies_between_its_members(weight: list[float], a: float, b: float) -> None:
+    (found,) = gated([np.array([a]), np.array([b])], weight)
+    low, high = sorted((expit(a), expit(b)))
+    assert low - 1e-12 <= found <= high + 1e-12
+
+
+def test_an_extreme_gate_is_one_member() -> None:
+    margins = [np.array([-1.0, 2.0]), np.array([0.5, -3.0])]
+    np.testing.assert_allclose(gated(margins, [50.0, 0, 0, 0, 0]), expit(margins[0]))
+    np.testing.assert_allclose(gated(margins, [-50.0, 0, 0, 0, 0]), expit(margins[1]))
+
+
+def test_it_learns_whom_to_trust_and_repeats() -> None:
+    margins, label = planted()
+    weight = fit_gate(margins, label, pull=1e-3)
+    assert weight == fit_gate(margins, label, pull=1e-3)
+    assert log_loss(label, gated(margins, weight)) < log_loss(label, ensemble(margins, [0.5, 0.5])) - 0.1
+    assert roc_auc_score(label, gated(margins, weight)) > 0.99
+    strong = np.array(fit_gate(margins, label, pull=100.0))
+    assert np.abs(strong).max() < 0.01
+
+
+def test_a_model_with_a_gate_takes_a_pass_a_member() -> None:
+    model = Model("reclora-gate(10)", 3, "gated-ensemble", ("a", "b"), (0.1, 0.2, 0.3, 0.4, 0.5))
+    assert [p.adapters for p in passes(model)] == [("a",), ("b",)]
+    margins = [np.array([0.3, -2.0]), np.array([1.0, 1.0])]
+    assert np.array_equal(combine(model, margins), gated(margins, model.weights))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(LsatError, match="two members and 5 weights"):
+        gated([np.zeros(1)], [0.0] * FEATURES)
+    with pytest.raises(LsatError, match="no rows"):
+        fit_gate([np.empty(0), np.empty(0)], np.empty(0))

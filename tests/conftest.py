@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; two spinning threads collapse on cores that are shared
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from lsat_ray.config import BackboneConfig, DataConfig, Experiment, NanoConfig, PeriodsConfig, SyntheticConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -361,14 +360,6 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), n
         return Experiment.model_validate(tree)
     except ValidationError as error:
         raise LsatError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
-
-
-def expand(path: str) -> Path:
-    """Expand `~` and `$VARIABLES`; an unset variable is an error that names it."""
-    expanded = os.path.expandvars(os.path.expanduser(path))
-    if "$" in expanded:
-        raise LsatError(f"data.path: {path}: the environment variable in it is not set; export it or give the folder")
-    return Path(expanded)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

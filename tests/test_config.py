@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsat_ray import config
+from lsat_ray import config, data
 from lsat_ray.errors import LsatError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "jobs" / "configs").glob("*.yaml"))
@@ -73,7 +73,7 @@ def test_the_tree_is_frozen_and_every_field_is_explained() -> None:
 def test_unset_variables_in_a_path_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_LOG", raising=False)
     with pytest.raises(LsatError, match="environment variable in it is not set"):
-        config.expand("$SOME_LOG/ratings.csv")
+        data.expand("$SOME_LOG/ratings.csv")
 
 
 def test_yaml_has_no_python_objects(tmp_path: Path) -> None:

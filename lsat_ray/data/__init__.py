@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lsat_ray.config import DataConfig, PeriodsConfig, expand
+from lsat_ray.config import DataConfig, PeriodsConfig
 from lsat_ray.data import amazon, movielens, recbole, synthetic
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.errors import LsatError
@@ -54,3 +55,11 @@ def load(data: DataConfig, periods: PeriodsConfig) -> Interactions:
         LsatError: naming file, row or key and the remedy.
     """
     return READERS[data.format](data, periods)
+
+
+def expand(path: str) -> Path:
+    """Expand `~` and `$VARIABLES`; an unset variable is an error that names it."""
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if "$" in expanded:
+        raise LsatError(f"data.path: {path}: the environment variable in it is not set; export it or give the folder")
+    return Path(expanded)

@@ -35,32 +35,23 @@ class Merged:
         return Plan(long_and_short(self.setting, t, self.m), self.merge, self.grid, self.space)
 
 
-class Learned:
-    """Delta arithmetic with a weight for every adapter and module, fitted on V_t by gradient."""
+class Fitted:
+    """Long-term (m) and short-term adapter under a merge whose weights are fitted on V_t by gradient.
 
-    def __init__(self, setting: Setting) -> None:
+    `learned-delta` has a weight for every adapter and module; `gated-ensemble` is a gate that mixes the outputs sample
+    by sample (after RecLoRA).
+    """
+
+    def __init__(self, setting: Setting, row: str, merge: str) -> None:
         self.setting = setting
         self.m = setting.config.replay.long_periods
-        self.name = f"lsat-learned({self.m})"
+        self.name = f"{row}({self.m})"
+        self.merge = merge
 
     def plan(self, t: int) -> Plan:
         """Return both adapters and what the weights are fitted on."""
         adapters = long_and_short(self.setting, t, self.m)
-        return Plan(adapters, "learned-delta", (), fit=Fit(adapters, (Slice(t, "validation"),)))
-
-
-class Gated:
-    """Long-term (m) and short-term adapter mixed sample by sample, by a gate fitted on V_t (after RecLoRA)."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.m = setting.config.replay.long_periods
-        self.name = f"reclora-gate({self.m})"
-
-    def plan(self, t: int) -> Plan:
-        """Return both adapters and what the gate is fitted on."""
-        adapters = long_and_short(self.setting, t, self.m)
-        return Plan(adapters, "gated-ensemble", (), fit=Fit(adapters, (Slice(t, "validation"),)))
+        return Plan(adapters, self.merge, (), fit=Fit(adapters, (Slice(t, "validation"),)))
 
 
 class Sml:
@@ -92,15 +83,15 @@ def row(
     return lambda setting: Merged(setting, name, merge, space, weights)
 
 
-MERGED: dict[str, Callable[[Setting], Merged | Learned | Gated | Sml]] = {
+MERGED: dict[str, Callable[[Setting], Merged | Fitted | Sml]] = {
     "lsat-delta": row("lsat-delta", "delta-arithmetic"),
     "lsat-linear": row("lsat-linear", "peft-linear"),
     "lsat-svd": row("lsat-svd", "svd"),
     "lsat-ties": row("lsat-ties", "ties"),
     "lsat-dare": row("lsat-dare", "dare"),
     "lsat-prune": row("lsat-prune", "magnitude-prune"),
-    "lsat-learned": Learned,
-    "reclora-gate": Gated,
+    "lsat-learned": lambda setting: Fitted(setting, "lsat-learned", "learned-delta"),
+    "reclora-gate": lambda setting: Fitted(setting, "reclora-gate", "gated-ensemble"),
     "lsat-en-logit": row("lsat-en-logit", "output-ensemble", space="logit"),
     "lsat-en-half": row("lsat-en-half", "output-ensemble", weights=(0.5, 0.5)),
     "sml": Sml,

@@ -87,7 +87,8 @@ class Replay(Run):
             results = self.do(t, list(tasks.values()))
         for name, task in tasks.items():
             score = results[task.key]
-            self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score)
+            facts = {"adapters": [task.spec.digest]} if isinstance(task, ClassicalScore) else {}
+            self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score, **facts)
 
     def _train(self, seed: int, t: int, specs: list[AdapterSpec]) -> None:
         """Train everything that could not be trained before t."""

@@ -22,7 +22,7 @@ from lsat_ray.evaluation.warmcold import seen_items
 from lsat_ray.report import study as figures
 from lsat_ray.report.account import training
 from lsat_ray.report.folder import RunFolder
-from lsat_ray.strategies import Plan, Setting, Strategy
+from lsat_ray.strategies import Plan, Strategy
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.full_retraining import FullRetraining
 from lsat_ray.strategies.graph import closure
@@ -57,8 +57,8 @@ class Study(Run):
 
     def _curves(self, seed: int) -> list[Strategy]:
         """Return the rows that Fig. 2 and 4 follow from the first period on, under the first seed."""
-        setting: Setting = self.setting(seed)
-        return [FullRetraining(setting), FineTuning(setting)] if self._followed_from_one(seed) else []
+        followed = (FullRetraining.name, FineTuning.name) if self._followed_from_one(seed) else ()
+        return [s for s in self.rows[seed] if s.name in followed]
 
     def _followed_from_one(self, seed: int) -> bool:
         return self.config.study.every_period and seed == self.config.seeds[0]
@@ -206,6 +206,7 @@ class Study(Run):
         models = {t: self.served(seed, t - 1) for t in self.tested}
         margins = self._passes([(m, t, "all") for t, several in models.items() for m in several])
         rivals = self._rival_scores(seed, [(t - 1, t) for t in self.tested])
+        plans = self.classical_rows(seed)
         for t, several in models.items():
             for model in several:
                 if self.ledger.get(seed, model.strategy, t, "score") is None:
@@ -214,7 +215,8 @@ class Study(Run):
             for name in (*self.classical_names, *([IN_CONTEXT] if IN_CONTEXT in self.config.strategies else [])):
                 if self.ledger.get(seed, name, t, "score") is None:
                     score = rivals[name, t - 1, t]
-                    self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score)
+                    facts = {"adapters": [plans[name](t - 1).digest]} if name in plans else {}
+                    self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score, **facts)
             self.record_fixed(seed, t)
         self.say(f"seed {seed}: {len(self.tested)} periods scored")
 

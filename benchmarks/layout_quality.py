@@ -5,7 +5,7 @@
 Every layout is run on a nano backbone that was built in it (`own`) and on the one that was built in the exact layout
 (`exact`). Adapters are fit on D_1..D_(m-1) and their epoch selected on D_m; the figure is the mean AUC over the periods
 after m, and `gap` is that of the exact layout minus it, over the same seeds. Shared histories are for training: scoring
-is fresh.
+is fresh. A run that was broken off goes on after the rows that its JSON holds.
 """
 
 from __future__ import annotations
@@ -135,12 +135,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     names = [options.only] if options.only else ["synthetic", *(["movielens"] if options.log else [])]
     tree: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "seeds": options.seeds, "data": {}}
+    if options.json and options.json.exists():
+        kept = json.loads(options.json.read_text())
+        tree = kept if kept["seeds"] == options.seeds else tree
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             config = experiment(name, options.log, options.toy)
             periods = cut(data.load(config.data, config.periods), config.data, config.periods)
-            rows: list[dict[str, Any]] = []
-            for layout, built in RUNS:
+            rows: list[dict[str, Any]] = tree["data"].setdefault(name, [])
+            for layout, built in RUNS[len(rows) :]:
                 began = time.perf_counter()
                 row = run(
                     config, periods, layout, built, options.seeds, options.work or Path(temporary), options.epochs
@@ -153,10 +156,9 @@ def main() -> None:
                     f"({time.perf_counter() - began:.0f} s)",
                     flush=True,
                 )
-            tree["data"][name] = rows
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(tree, indent=2) + "\n")
+                if options.json:
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(json.dumps(tree, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Data parallel and ZeRO 0 to 3, any number of workers, with and without accumulation.
 
-    python benchmarks/zero_parity.py --workers 2 --json benchmarks/results/zero_parity.json
+    python benchmarks/zero_parity.py --workers 1 2 4 --json benchmarks/results/zero_parity.json
 
 Every row is one training of the same spec in one `TorchTrainer.fit`; `difference` is the largest absolute difference
 of any LoRA weight from plain torch's, `relative` that over the largest weight; `resumed_equal` says whether a training
@@ -185,13 +185,13 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     from lsat_ray.distributed.cluster import connect, disconnect
 
     connect()
-    rows = measure(args.stages, args.workers)
+    rows = [row for workers in args.workers for row in measure(args.stages, workers)]
     disconnect()
     for row in rows:
         print(

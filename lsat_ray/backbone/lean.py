@@ -8,7 +8,8 @@ plain frozen float weights stands behind them (ZeRO-3 shards, quantised layers, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -105,16 +106,13 @@ def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
-    normed = norm(layer.input_layernorm, x)
-    query = heads(attention, "q", normed, shape)
-    query = rotate(query, plan.cos, plan.sin)
-    key, value = _keys(attention, normed, shape, plan)
-    ahead, own = _parted(query, plan)
-    mixed = _attend(attention, _rows(own, plan), *_joined(key, value, plan), plan.mask)
+    attention = layer.self_attn
+    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin)
+    (ahead, own), keys, values = (_parted(t, plan) for t in (query, key, value))
+    mixed = _attend(attention, _rows(own, plan), *_joined(keys, values, plan), plan.mask)
     mixed = mixed.transpose(1, 2).reshape(-1, *query.shape[1:])
     if plan.prefix:
-        alone = [t[None].transpose(1, 2) for t in (ahead, key[0], value[0])]
+        alone = [t[None].transpose(1, 2) for t in (ahead, keys[0], values[0])]
         mixed = torch.cat([_attend(attention, alone[0], alone[1], alone[2], None).transpose(1, 2)[0], mixed])
     return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
 
@@ -122,12 +120,10 @@ def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
 def _last_layer(
     layer: Any, x: torch.Tensor, plan: _Plan, place: torch.Tensor, mask: torch.Tensor, slot: torch.Tensor
 ) -> torch.Tensor:
-    attention, shape = layer.self_attn, (*x.shape[:1], -1, layer.self_attn.head_dim)
-    normed = norm(layer.input_layernorm, x)
-    key, value = _keys(attention, normed, shape, plan)
+    attention, normed = layer.self_attn, norm(layer.input_layernorm, x)
+    key, value = (_parted(t, plan) for t in heads(attention, "kv", normed, plan.cos, plan.sin))
     at = place.flatten()
-    query = heads(attention, "q", normed[at], (len(at), -1, attention.head_dim))
-    query = rotate(query, plan.cos[at], plan.sin[at])
+    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at])[0]
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
     mixed = _attend(attention, query, *_joined(key, value, plan), mask).transpose(1, 2).flatten(2).flatten(0, 1)
     return feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
@@ -137,20 +133,19 @@ def feed(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Return the stream after the layer's gated MLP, its residual included."""
     mlp = layer.mlp
     normed = norm(layer.post_attention_layernorm, x)
-    return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
+    gate, up = linears([mlp.gate_proj, mlp.up_proj], normed)
+    return x + linear(mlp.down_proj, mlp.act_fn(gate) * up)
 
 
-def heads(attention: Any, which: str, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return queries or keys [T, heads, d] before the rotation, normed where the architecture does."""
-    found = linear(getattr(attention, f"{which}_proj"), x).view(shape)
-    own = getattr(attention, f"{which}_norm", None)
-    return found if own is None else norm(own, found)
-
-
-def _keys(attention: Any, normed: torch.Tensor, shape: tuple[int, ...], plan: _Plan) -> tuple[_Parts, _Parts]:
-    """Return keys and values, each parted into the prefix's and the rows'."""
-    key = rotate(heads(attention, "k", normed, shape), plan.cos, plan.sin)
-    return _parted(key, plan), _parted(linear(attention.v_proj, normed).view(shape), plan)
+def heads(attention: Any, which: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> list[torch.Tensor]:
+    """Return those of queries, keys and values that `which` names ("qkv"), [T, heads, d], normed and rotated."""
+    found = []
+    for name, flat in zip(which, linears([getattr(attention, f"{n}_proj") for n in which], x), strict=True):
+        one = flat.view(len(x), -1, attention.head_dim)
+        own = getattr(attention, f"{name}_norm", None)
+        one = one if own is None else norm(own, one)
+        found.append(one if name == "v" else rotate(one, cos, sin))
+    return found
 
 
 def _parted(x: torch.Tensor, plan: _Plan) -> _Parts:
@@ -186,33 +181,100 @@ def _attend(
     )
 
 
+def linears(modules: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
+    """Return `[m(x) for m in modules]`, x [T, in], in fewer passes where all are plain, with LoRA or without."""
+    kinds = [_kind(m) for m in modules]
+    if "other" in kinds or "mixed" in kinds:
+        pairs = zip(modules, kinds, strict=True)
+        return [_mixed(m, x) if kind == "mixed" else m(x) for m, kind in pairs]
+    weights: list[torch.Tensor | None] = []
+    scales = []
+    for module, kind in zip(modules, kinds, strict=True):
+        base, a, b, scale = module, None, None, 0.0
+        if kind == "lora":
+            base, name = module.base_layer, module.active_adapters[0]
+            if not module.disable_adapters:
+                a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        weights += [base.weight, base.bias, a, b]
+        scales.append(scale)
+    return list(_Linears.apply(x, scales, *weights))
+
+
 def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return `module(x)`; plain LoRA on a plain linear takes three products and no pass more."""
-    if not _plain_lora(module):
-        return module(x)
-    base = functional.linear(x, module.base_layer.weight, module.base_layer.bias)
+    """Return `module(x)`, x [T, in]."""
+    return linears([module], x)[0]
+
+
+class _Linears(torch.autograd.Function):
+    """`x (W + s B A)' + c` for several frozen W: LoRA joins its weight, and x gets one gradient, added up in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, scales: list[float], *weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.scales = scales
+        adapted = any(a is not None for a in weights[2::4])
+        ctx.save_for_backward(x if adapted else None, *weights)
+        return tuple(
+            functional.linear(x, _whole(w, a, b, s), c)
+            for w, c, a, b, s in zip(weights[::4], weights[1::4], weights[2::4], weights[3::4], scales, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        x, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        total: torch.Tensor | None = None
+        found: list[torch.Tensor | None] = [None] * len(weights)
+        for number, (grad, scale) in enumerate(zip(grads, ctx.scales, strict=True)):
+            w, _, a, b = weights[4 * number : 4 * number + 4]
+            if ctx.needs_input_grad[0]:
+                whole = _whole(w, a, b, scale)
+                total = grad @ whole if total is None else total.addmm_(grad, whole)
+            if a is not None and wanted[4 * number + 2]:
+                found[4 * number + 2] = (grad @ (scale * b)).t() @ x
+            if a is not None and wanted[4 * number + 3]:
+                found[4 * number + 3] = grad.t() @ functional.linear(x, scale * a)
+        return total, None, *found
+
+
+def _mixed(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return the output of LoRA in float32 on a weight in half precision: its own products, no pass more."""
+    base, name = module.base_layer(x), module.active_adapters[0]
     if module.disable_adapters:
-        return base
-    name = module.active_adapters[0]
+        return base  # type: ignore[no-any-return]
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     low = functional.linear(x.to(a.dtype), a) * module.scaling[name]
-    if base.dtype == low.dtype:
-        return torch.addmm(base, low, b.t())
-    return (base + low @ b.t()).to(base.dtype)
+    return (base + low @ b.t()).to(base.dtype)  # type: ignore[no-any-return]
 
 
-def _plain_lora(module: Any) -> bool:
+def _whole(weight: torch.Tensor | None, a: torch.Tensor | None, b: torch.Tensor | None, scale: float) -> torch.Tensor:
+    assert weight is not None
+    return weight if a is None or b is None else torch.addmm(weight, b, a, alpha=scale)
+
+
+def _kind(module: Any) -> Literal["linear", "lora", "mixed", "other"]:
+    """Return whether this is a plain frozen linear, one with plain LoRA (mixed: in another precision), or neither."""
     base = getattr(module, "base_layer", None)
-    if type(base) is not nn.Linear or hasattr(base.weight, "ds_id"):
-        return False
+    if base is None:
+        return "linear" if _plain(module) else "other"
+    if not _plain(base) or module.merged or module._forward_hooks or module._forward_pre_hooks:
+        return "other"
     names = module.active_adapters
-    if len(names) != 1 or names[0] not in module.lora_A or module.merged or module.lora_variant.get(names[0]):
+    if len(names) != 1 or names[0] not in module.lora_A or module.lora_variant.get(names[0]):
+        return "other"
+    a, b, drop = (getattr(module, part)[names[0]] for part in ("lora_A", "lora_B", "lora_dropout"))
+    if drop.training and not isinstance(drop, nn.Identity):
+        return "other"
+    if b.bias is not None or hasattr(a.weight, "ds_id") or a._forward_hooks or a._forward_pre_hooks:
+        return "other"  # somebody watches it
+    return "lora" if a.weight.dtype == base.weight.dtype else "mixed"
+
+
+def _plain(module: Any) -> bool:
+    if type(module) is not nn.Linear or module.weight.requires_grad or hasattr(module.weight, "ds_id"):
         return False
-    if any(m._forward_hooks or m._forward_pre_hooks for m in (module, module.lora_A[names[0]])):
-        return False  # somebody watches it
-    drop = module.lora_dropout[names[0]]
-    idle = isinstance(drop, nn.Identity) or not drop.training
-    return idle and module.lora_B[names[0]].bias is None and not hasattr(module.lora_A[names[0]].weight, "ds_id")
+    return not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def norm(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from lsat_ray.backbone.lean import feed, heads, linear, norm, rotate
+from lsat_ray.backbone.lean import feed, heads, linear, norm
 from lsat_ray.prompts.batch import Batch
 
 
@@ -79,30 +79,20 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor, length: torch.Tensor, rea
 
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    attention, shape = layer.self_attn, (len(x), -1, layer.self_attn.head_dim)
-    normed = norm(layer.input_layernorm, x)
-    query = rotate(heads(attention, "q", normed, shape), plan.cos, plan.sin)
-    mixed = _attend(attention, query, *_keys(attention, normed, shape, plan), plan.query, plan.key)
+    attention = layer.self_attn
+    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin)
+    mixed = _attend(attention, query, key[plan.seen], value[plan.seen], plan.query, plan.key)
     return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
 
 
 def _last_layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    attention, shape = layer.self_attn, (len(x), -1, layer.self_attn.head_dim)
-    normed, at = norm(layer.input_layernorm, x), plan.answer
-    query = heads(attention, "q", normed[at], (len(at), -1, attention.head_dim))
-    query = rotate(query, plan.cos[at], plan.sin[at])
+    attention, normed, at = layer.self_attn, norm(layer.input_layernorm, x), plan.answer
+    key, value = heads(attention, "kv", normed, plan.cos, plan.sin)
+    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at])[0]
     one = torch.arange(len(at) + 1, device=x.device, dtype=torch.int32)
     one = torch.cat([one[:1], one])  # the prefix asks nothing
-    mixed = _attend(attention, query, *_keys(attention, normed, shape, plan), one, plan.key)
+    mixed = _attend(attention, query, key[plan.seen], value[plan.seen], one, plan.key)
     return feed(layer, x[at] + linear(attention.o_proj, mixed.flatten(1)))
-
-
-def _keys(
-    attention: Any, normed: torch.Tensor, shape: tuple[int, ...], plan: _Plan
-) -> tuple[torch.Tensor, torch.Tensor]:
-    key = rotate(heads(attention, "k", normed, shape), plan.cos, plan.sin)
-    value = linear(attention.v_proj, normed).view(shape)
-    return key[plan.seen], value[plan.seen]
 
 
 def _attend(

@@ -75,6 +75,7 @@ class Run:
             self.store = AdapterStore(self.dir.adapters)
             self._announce()
             self.sessions = TrainingSessions(self.config.engine, self.dir.path)
+            self.replayer: Any = None
             try:
                 self.start()
                 self.timings.add("start-up", began, time.time() - began)
@@ -102,8 +103,10 @@ class Run:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Let the sessions go."""
+        """Let the sessions and the stream go."""
         self.sessions.close()
+        if self.replayer:
+            ray.kill(self.replayer)
 
     def _announce(self) -> None:
         last = self.ledger.records()[-1:]

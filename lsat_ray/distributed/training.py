@@ -178,6 +178,7 @@ class TrainingSessions:
         ray.get(self.queue.close.remote())
         for thread in self._threads:
             thread.join(timeout=60)
+        ray.kill(self.queue)  # a driver that runs many studies would carry one along for each
 
 
 def session_loop(loop: dict[str, Any]) -> None:

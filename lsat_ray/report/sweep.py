@@ -25,7 +25,8 @@ def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) 
 
     Args:
         runs: study folders by value of the setting.
-        against: strategies that the others are compared with (paired bootstrap over users, Holm within a block).
+        against: strategies that the others are compared with (paired bootstrap over users, Holm within a block);
+            `name@2` is that row of the study whose value is twice as large, where there is one.
 
     Returns:
         `SWEEP`, then trainings, training_seconds (a seed's) and passes (forward passes a score) where known.
@@ -39,9 +40,18 @@ def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) 
             raise LsatError(f"{run.path}: no metrics.parquet; run the study first")
         cost = run.table("frontier")
         for reference in against:
-            if reference not in set(run.metrics["strategy"]):
-                raise LsatError(f"{run.path}: no row {reference!r} to compare with; add it to `strategies`")
-            block = mean_auc(run.metrics, run.scores, reference).assign(value=value, against=reference)[SWEEP]
+            name, at, factor = reference.partition("@")
+            other = runs.get(value * float(factor)) if at else run
+            if other is None:
+                continue
+            if other.metrics is None or name not in set(other.metrics["strategy"]):
+                raise LsatError(f"{other.path}: no row {name!r} to compare with; add it to `strategies`")
+            metrics, scores = run.metrics, run.scores
+            if at:
+                theirs = other.metrics[other.metrics["strategy"] == name].assign(strategy=reference)
+                metrics = pd.concat([metrics, theirs], ignore_index=True)
+                scores = {**scores, reference: other.scores[name]}
+            block = mean_auc(metrics, scores, reference).assign(value=value, against=reference)[SWEEP]
             if cost is not None:
                 block = block.merge(cost.drop(columns="mean_auc"), on="strategy", how="left")
             blocks.append(block)

@@ -1,5 +1,7 @@
 """Studies side by side, from a fabricated run folder."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,22 @@ def test_every_value_has_a_block_against_every_reference(rows):
     assert one.loc["full-retraining", "delta"] == pytest.approx(-full.loc["fine-tuning", "delta"])
     assert one.loc["lsat-en(10)", "delta"] > 0
     assert one.loc["fine-tuning", "verdict"] == "reference"
+
+
+def test_a_row_of_another_value_can_be_the_reference(whole_run):
+    run = RunFolder(whole_run)
+    changed = SimpleNamespace(
+        metrics=run.metrics,
+        scores={**run.scores, "full-retraining": run.scores["lsat-en(10)"]},
+        table=run.table,
+        path=run.path,
+    )
+    table = sweep.table({2: run, 4: changed}, ["full-retraining@2"])
+    assert set(table["value"]) == {2}  # nothing is twice 4
+    found = table.set_index("strategy")
+    assert found.loc["full-retraining@2", "verdict"] == "reference"
+    assert found.loc["lsat-en(10)", "delta"] == 0.0  # the very scores that the other study's row was given
+    assert found.loc["full-retraining", "delta"] != 0.0
 
 
 def test_a_row_that_is_not_there_is_named(whole_run):

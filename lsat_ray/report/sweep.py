@@ -115,8 +115,8 @@ def draw_differences(rows: pd.DataFrame, setting: str) -> Drawn:
 
 
 def _places(values: pd.Series) -> tuple[dict[Any, float], list[str]]:
-    """Return where each value stands on the axis, and the tick names where it is no number."""
+    """Return where each value stands on the axis, and the tick names; numbers over a wide range stand evenly."""
     distinct = list(dict.fromkeys(values))
-    if all(isinstance(v, int | float) for v in distinct):
+    if all(isinstance(v, int | float) for v in distinct) and not 0 < 8 * min(distinct) <= max(distinct):
         return {v: float(v) for v in distinct}, []
     return {v: float(i) for i, v in enumerate(distinct)}, [str(v) for v in distinct]

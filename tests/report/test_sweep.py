@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lsat_ray.errors import LsatError
@@ -55,6 +56,11 @@ def test_tables_and_figures_are_written(rows, tmp_path, names):
     for name in ("sweep.csv", "sweep_auc.svg", "sweep_auc.png", "sweep_differences.svg", "sweep_differences.csv"):
         assert (tmp_path / name).stat().st_size > 100, name
     assert "data.synthetic.drift" in (tmp_path / "sweep_differences.svg").read_text()
+
+
+def test_numbers_stand_at_their_place_unless_they_span_a_wide_range():
+    assert sweep._places(pd.Series([0.0, 1.2, 2.4]))[0][1.2] == 1.2
+    assert sweep._places(pd.Series([1, 2, 32])) == ({1: 0.0, 2: 1.0, 32: 2.0}, ["1", "2", "32"])
 
 
 def test_the_merge_that_scores_like_the_ensemble_comes_first(whole_run):

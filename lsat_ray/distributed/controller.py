@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from lsat_ray.adapters.model import Model, probability
+from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.data.periods import Slice
 from lsat_ray.distributed import serving
@@ -86,9 +86,7 @@ class Replay(Run):
         with self.timings.span("score", t, targets=self.row_counts[t - 1] * len(tasks)):
             results = self.do(t, list(tasks.values()))
         for name, task in tasks.items():
-            score = results[task.key]
-            facts = {"adapters": [task.spec.digest]} if isinstance(task, ClassicalScore) else {}
-            self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score, **facts)
+            self.record_rival(seed, name, t, results[task.key])
 
     def _train(self, seed: int, t: int, specs: list[AdapterSpec]) -> None:
         """Train everything that could not be trained before t."""

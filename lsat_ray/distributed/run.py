@@ -14,7 +14,7 @@ import ray
 
 from lsat_ray import data, report
 from lsat_ray.adapters.gate import fit_gate
-from lsat_ray.adapters.model import Model
+from lsat_ray.adapters.model import Model, probability
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import nano
@@ -219,8 +219,15 @@ class Run:
         rows = self.periods.rows(t)
         columns = {"row": rows.row, "user": rows.user, "item": rows.item, "label": rows.label, "score": score}
         write_atomically(self.dir.scores(name, seed, t), pd.DataFrame(columns))
-        probability = name != SUM and name not in self.classical_names
-        self.ledger.append(seed, name, t, "score", **summarise(rows.label, score, probability), **facts)
+        calibrated = name != SUM and name not in self.classical_names
+        self.ledger.append(seed, name, t, "score", **summarise(rows.label, score, calibrated), **facts)
+
+    def record_rival(self, seed: int, name: str, t: int, score: np.ndarray) -> None:
+        """Record the score on D_t of a classical row, by its model of period t - 1, or of the in-context row."""
+        if name == IN_CONTEXT:
+            self.record(seed, name, t, probability(score))
+        else:
+            self.record(seed, name, t, score, adapters=[self.classical_rows(seed)[name](t - 1).digest])
 
     def record_fixed(self, seed: int, t: int) -> None:
         """Record the rows that need no model."""

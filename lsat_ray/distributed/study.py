@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import ray
 
-from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine, passes, probability
+from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine, passes
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.data.periods import Part, Slice
@@ -206,7 +206,6 @@ class Study(Run):
         models = {t: self.served(seed, t - 1) for t in self.tested}
         margins = self._passes([(m, t, "all") for t, several in models.items() for m in several])
         rivals = self._rival_scores(seed, [(t - 1, t) for t in self.tested])
-        plans = self.classical_rows(seed)
         for t, several in models.items():
             for model in several:
                 if self.ledger.get(seed, model.strategy, t, "score") is None:
@@ -214,9 +213,7 @@ class Study(Run):
                     self.record(seed, model.strategy, t, score, digest=model.digest)
             for name in (*self.classical_names, *([IN_CONTEXT] if IN_CONTEXT in self.config.strategies else [])):
                 if self.ledger.get(seed, name, t, "score") is None:
-                    score = rivals[name, t - 1, t]
-                    facts = {"adapters": [plans[name](t - 1).digest]} if name in plans else {}
-                    self.record(seed, name, t, probability(score) if name == IN_CONTEXT else score, **facts)
+                    self.record_rival(seed, name, t, rivals[name, t - 1, t])
             self.record_fixed(seed, t)
         self.say(f"seed {seed}: {len(self.tested)} periods scored")
 

@@ -79,7 +79,7 @@ class Batch:
         pinned = torch.device(device).type == "cuda"
 
         def move(t: torch.Tensor) -> torch.Tensor:
-            return (t.pin_memory() if pinned else t).to(device, non_blocking=True)
+            return (t.pin_memory() if pinned and not t.is_cuda else t).to(device, non_blocking=True)
 
         mask = None if self.mask is None else move(self.mask)
         return Batch(

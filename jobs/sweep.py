@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs._common import ConfigOption, NameOption, RunsOption, SetOption, one_clear_error, runs_dir, say
 from lsat_ray import config as configs
 from lsat_ray.errors import LsatError
+from lsat_ray.report.sweep import check
 
 
 def parse(vary: list[str]) -> tuple[str, dict[str, tuple[Any, list[str]]]]:
@@ -67,6 +68,7 @@ def main(
     """Run the study of a config for every value of a setting."""
     with one_clear_error():
         key, steps = parse(vary)
+        check([value for value, _ in steps.values()], against or [])
         folder = runs_dir(runs) / configs.load(config, set_ or [], name).name
         experiments = {
             label: configs.load(config, [*(set_ or []), *overrides], f"{key}-{label}")

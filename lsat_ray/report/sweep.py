@@ -40,8 +40,8 @@ def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) 
             raise LsatError(f"{run.path}: no metrics.parquet; run the study first")
         cost = run.table("frontier")
         for reference in against:
-            name, at, factor = reference.partition("@")
-            other = runs.get(value * float(factor)) if at else run
+            name, at, _ = reference.partition("@")
+            other = runs.get(_partner(value, reference)) if at else run
             if other is None:
                 continue
             if other.metrics is None or name not in set(other.metrics["strategy"]):
@@ -56,6 +56,26 @@ def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) 
                 block = block.merge(cost.drop(columns="mean_auc"), on="strategy", how="left")
             blocks.append(block)
     return pd.concat(blocks, ignore_index=True)
+
+
+def check(values: Sequence[Any], against: Sequence[str]) -> None:
+    """Refuse a reference `name@factor` that no value has.
+
+    Raises:
+        LsatError: when the factor or a value is no number, or no value times the factor is among the values.
+    """
+    for reference in against:
+        if "@" in reference and not any(_partner(v, reference) in values for v in values):
+            raise LsatError(f"--against {reference}: none of the values {list(values)} has its multiple among them")
+
+
+def _partner(value: Any, reference: str) -> float:
+    try:
+        return float(value) * float(reference.partition("@")[2])
+    except ValueError as error:
+        raise LsatError(
+            f"--against {reference}: {value!r} times that is no number; give name@2 over numbers"
+        ) from error
 
 
 def write(rows: pd.DataFrame, setting: str, folder: Path) -> list[Drawn]:

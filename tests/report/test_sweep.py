@@ -45,6 +45,14 @@ def test_a_row_of_another_value_can_be_the_reference(whole_run):
     assert found.loc["full-retraining", "delta"] != 0.0
 
 
+@pytest.mark.parametrize(
+    ("values", "reference"), [(["q_proj", "v_proj"], "full@2"), ([1, 2], "full@two"), ([1, 3], "full@2")]
+)
+def test_a_multiple_that_cannot_be_is_refused_before_anything_runs(values, reference):
+    with pytest.raises(LsatError, match=f"--against {reference}: "):
+        sweep.check(values, [reference])
+
+
 def test_a_row_that_is_not_there_is_named(whole_run):
     with pytest.raises(LsatError, match="no row 'nonsense' to compare with"):
         sweep.table({1: RunFolder(whole_run)}, ["nonsense"])

@@ -5,7 +5,8 @@
 Every layout is run on a nano backbone that was built in it (`own`) and on the one that was built in the exact layout
 (`exact`). Adapters are fit on D_1..D_(m-1) and their epoch selected on D_m; the figure is the mean AUC over the periods
 after m, and `gap` is that of the exact layout minus it, over the same seeds. Shared histories are for training: scoring
-is fresh. A run that was broken off goes on after the rows that its JSON holds.
+is fresh. A run that was broken off goes on after the rows that its JSON holds;
+move that file away to measure them anew.
 """
 
 from __future__ import annotations

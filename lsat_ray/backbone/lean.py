@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from lsat_ray.backbone.attention import attend
 from lsat_ray.prompts.batch import Batch
 
 _Parts = tuple[torch.Tensor, torch.Tensor]
@@ -109,11 +110,12 @@ def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     attention = layer.self_attn
     query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin)
     (ahead, own), keys, values = (_parted(t, plan) for t in (query, key, value))
-    mixed = _attend(attention, _rows(own, plan), *_joined(keys, values, plan), plan.mask)
+    mixed = attend(_rows(own, plan), *_joined(keys, values, plan), plan.mask, attention.scaling)
     mixed = mixed.transpose(1, 2).reshape(-1, *query.shape[1:])
     if plan.prefix:
         alone = [t[None].transpose(1, 2) for t in (ahead, keys[0], values[0])]
-        mixed = torch.cat([_attend(attention, alone[0], alone[1], alone[2], None).transpose(1, 2)[0], mixed])
+        first = attend(alone[0], alone[1], alone[2], None, attention.scaling)
+        mixed = torch.cat([first.transpose(1, 2)[0], mixed])
     return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
 
 
@@ -125,7 +127,8 @@ def _last_layer(
     at = place.flatten()
     query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at])[0]
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
-    mixed = _attend(attention, query, *_joined(key, value, plan), mask).transpose(1, 2).flatten(2).flatten(0, 1)
+    mixed = attend(query, *_joined(key, value, plan), mask, attention.scaling)
+    mixed = mixed.transpose(1, 2).flatten(2).flatten(0, 1)
     return feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
 
 
@@ -162,23 +165,11 @@ def _joined(key: _Parts, value: _Parts, plan: _Plan) -> tuple[torch.Tensor, torc
     """Return keys and values [B, heads, P + L, d]: the prefix's stand before each row's own."""
     if not plan.prefix:
         return _rows(key[1], plan), _rows(value[1], plan)
-    both = [
-        torch.cat([before.expand(plan.rows, *before.shape), own.view(plan.rows, plan.width, *own.shape[1:])], dim=1)
-        for before, own in (key, value)
-    ]
-    return both[0].transpose(1, 2), both[1].transpose(1, 2)
-
-
-def _attend(
-    attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Return [B, heads, queries, d]; without a mask, plain causal."""
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=attention.scaling
-    )
+    both = []
+    for before, own in (key, value):
+        shared = before.transpose(0, 1).expand(plan.rows, -1, -1, -1)
+        both.append(torch.cat([shared, _rows(own, plan)], dim=2))
+    return both[0], both[1]
 
 
 def linears(modules: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:

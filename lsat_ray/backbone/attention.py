@@ -1,0 +1,70 @@
+"""Attention, by whichever way is fastest where it runs and gives the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+KEPT = 64 << 20
+"""Bytes of attention weights that a layer may keep for its backward pass; above it they are computed again."""
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Return `softmax(scale query key' + mask) value`, [B, heads, L, d].
+
+    Training in float32 on a CPU keeps the attention weights: there the fused kernel's backward pass, which computes
+    them again, takes nearly twice as long as four matrix products. Everything else is torch's own kernel.
+
+    Args:
+        query: [B, heads, L, d].
+        key: [B, heads or a divisor of it, K, d]; value likewise.
+        mask: [B or 1, 1, L, K], 0 where query sees key, minus infinity elsewhere; every query sees a key.
+            None: plain causal, L = K.
+        scale: what products are multiplied by.
+    """
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    if mask is None:
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    weights = query[..., 0].numel() * key.shape[2] * query.element_size()
+    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if trained and query.device.type == "cpu" and query.dtype == torch.float32 and weights <= KEPT:
+        return _Attention.apply(query, key, value, mask, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as two products forwards and four backwards; keeps its weights and overwrites what it need not keep."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        shape = query.shape
+        q, k, v = (query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        weights = torch.bmm(q, k.transpose(1, 2))
+        weights.view(*shape[:3], -1).add_(mask)
+        torch.softmax(weights, -1, out=weights)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, v).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        q, k, v, weights = ctx.saved_tensors
+        shape = grads[0].shape
+        grad = grads[0].flatten(0, 1)
+        score = torch.bmm(grad, v.transpose(1, 2))
+        torch.ops.aten._softmax_backward_data.out(score, weights, -1, weights.dtype, grad_input=score)
+        return (
+            torch.bmm(score, k).mul_(ctx.scale).view(shape),
+            torch.bmm(score.transpose(1, 2), q).view(*shape[:2], *k.shape[1:]),
+            torch.bmm(weights.transpose(1, 2), grad).view(*shape[:2], *v.shape[1:]),
+            None,
+            None,
+        )

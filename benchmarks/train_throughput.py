@@ -72,7 +72,7 @@ def methods(ground: Ground, levers: bool) -> list[Method]:
         Method("trainer", f"HF Trainer + PEFT, padded, causal-LM loss, batch {ground.batch}", trainer(ground), whole),
         Method("exact", f"ours, exact layout, batch {ground.batch}", ours(ground, "exact", ground.batch), lean),
         Method("shared", f"ours, shared-history(8), batch {wide}", ours(ground, "shared", wide), lean),
-        Method("stream", f"ours, stream(32), batch {wide}", ours(ground, "stream", wide), lean),
+        Method("stream", f"ours, stream(16), batch {wide}", ours(ground, "stream", wide), lean),
     ]
     if levers:
         found += [

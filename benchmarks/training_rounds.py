@@ -41,7 +41,7 @@ SHAPES: dict[str, Shape] = {
 LAYOUTS = {
     "exact": PromptConfig(),
     "shared": PromptConfig(layout="shared-history", targets=8),
-    "stream": PromptConfig(layout="stream", targets=32),
+    "stream": PromptConfig(layout="stream", targets=16),
 }
 
 

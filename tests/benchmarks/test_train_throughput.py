@@ -24,13 +24,13 @@ LEVERS = {
 def test_toy_run(tmp_path: Path) -> None:
     out = tmp_path / "toy.json"
     quality = tmp_path / "quality.json"
-    run = {"layout": "stream(32)", "backbone": "own", "gap": 0.25}
+    run = {"layout": "stream(16)", "backbone": "own", "gap": 0.25}
     quality.write_text(json.dumps({"data": {"synthetic": [run]}}))
     options = "--shape toy --rows 160 --batch 8 --rounds 1 --seconds 0 --threads 1 --device cpu"
     train_throughput.main([*options.split(), "--json", str(out), "--quality", str(quality)])
     tree = json.loads(out.read_text())
     assert tree.keys() >= KEYS | LEVERS
-    assert tree["auc_gap"] == {"synthetic": {"stream(32) on own": 0.25}}
+    assert tree["auc_gap"] == {"synthetic": {"stream(16) on own": 0.25}}
     assert all(tree[k] > 0 for k in (KEYS | LEVERS) - {"auc_gap"})
     assert tree["tokens"]["stream"]["tokens_per_target"] < tree["tokens"]["exact"]["tokens_per_target"]
     assert "| trainer | " in out.with_suffix(".md").read_text()

@@ -7,13 +7,19 @@ SHELL  := /bin/bash
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: replay test test-slow lint install clean
+.PHONY: replay test test-core test-ray test-slow lint install clean
 
 replay: $(STAMP)            ## replay the embedded synthetic stream with every strategy
 	$(BIN)/python jobs/stream_replay.py --config jobs/configs/synthetic.yaml
 
-test: $(STAMP) lint         ## lint, types and the test suite without the long ones
-	$(BIN)/python -m pytest
+test: $(STAMP) lint         ## lint, types and the test suite without the long ones, in two halves side by side
+	$(MAKE) --no-print-directory -j2 test-core test-ray
+
+test-core: $(STAMP)         ## what computes; it gives way to the half that waits for Ray
+	nice $(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/distributed
+
+test-ray: $(STAMP)          ## what runs on a Ray cluster
+	$(BIN)/python -m pytest tests/distributed
 
 test-slow: $(STAMP)         ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -20,6 +20,7 @@ class Idle(Run):
         """There are none."""
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_finished_run_leaves_no_actors(ray_cluster: None, tiny_experiment: Any, tmp_path: Path) -> None:
     import ray

@@ -17,7 +17,7 @@ def attend(
     """Return `softmax(scale query key' + mask) value`, [B, heads, L, d].
 
     Training in float32 on a CPU keeps the attention weights: there the fused kernel's backward pass, which computes
-    them again, takes nearly twice as long as four matrix products. Everything else is torch's own kernel.
+    them again, costs more than the four matrix products that are left. Everything else is torch's own kernel.
 
     Args:
         query: [B, heads, L, d].

@@ -28,9 +28,7 @@ from sklearn.metrics import roc_auc_score
 
 from lsat_ray import data
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.score import score
 from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.adapters.train import TorchEngine, fit
 from lsat_ray.backbone import load, nano
 from lsat_ray.config import (
     BackboneConfig,
@@ -45,6 +43,8 @@ from lsat_ray.config import (
 )
 from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.score import score
+from lsat_ray.training.fit import TorchEngine, fit
 
 LAYOUTS = {
     "exact": PromptConfig(),

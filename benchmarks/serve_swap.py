@@ -27,7 +27,6 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.recommender import Model, Recommender
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import nano
@@ -37,6 +36,7 @@ from lsat_ray.config import load as load_config
 from lsat_ray.data import synthetic
 from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.recommender import Model, Recommender
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serve_swap.json"
 SETTINGS = ["data.keep_last=2000", "data.synthetic.warmup=2000", "backbone.device=cpu", "backbone.nano.epochs=0.2"]

@@ -17,7 +17,6 @@ from torch.nn import functional
 from benchmarks.measuring import clock
 from lsat_ray import data
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.train import TorchEngine, gradients
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.forward import hidden_states
 from lsat_ray.backbone.load import wrap
@@ -25,6 +24,7 @@ from lsat_ray.config import DataConfig, LoraSettings, PeriodsConfig, PromptConfi
 from lsat_ray.data.periods import Periods, cut
 from lsat_ray.prompts.batch import Batch, Encoded, collate, plan_epoch
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.training.fit import TorchEngine, gradients
 
 Shape = dict[str, int]
 Spent = tuple[int, int, float, float]

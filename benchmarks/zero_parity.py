@@ -49,11 +49,11 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
     """
     import torch
 
-    from lsat_ray.adapters.checkpoint import Checkpointer
     from lsat_ray.adapters.lora import AdaptedBackbone
-    from lsat_ray.adapters.train import fit
     from lsat_ray.backbone.load import load
     from lsat_ray.prompts.encode import Encoder
+    from lsat_ray.training.checkpoint import Checkpointer
+    from lsat_ray.training.fit import fit
 
     torch.set_num_threads(1)
     periods = cut(data.load(CONFIG.data, CONFIG.periods), CONFIG.data, CONFIG.periods)
@@ -109,8 +109,8 @@ def mortal(engine: Any, steps: int) -> Any:
 
 def loop(config: dict[str, Any]) -> None:
     """Train under every stage in one group of workers; rank 0 keeps the results."""
-    from lsat_ray.adapters.engine import DataParallel
     from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
+    from lsat_ray.training.engine import DataParallel
 
     results = {}
     engines: dict[str, Callable[[], Any]] = {"data-parallel": DataParallel}
@@ -132,7 +132,7 @@ def measure(stages: list[int], workers: int) -> list[dict[str, Any]]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from lsat_ray.adapters.train import TorchEngine
+    from lsat_ray.training.fit import TorchEngine
 
     class Sink:
         def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from lsat_ray.config import BackboneConfig, DataConfig, Experiment, NanoConfig, 
 from lsat_ray.data import synthetic
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.data.periods import Periods, cut
+
+if TYPE_CHECKING:
+    from workbench import Workbench
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,13 @@ def tiny_backbone_folder(
 def rng() -> np.random.Generator:
     """Return a seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def bench(tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path) -> Workbench:
+    """Return a fresh workbench in the exact layout, on one thread: figures must not depend on the number of cores."""
+    import torch
+    from workbench import make_workbench
+
+    torch.set_num_threads(1)
+    return make_workbench(tiny_experiment, tiny_periods, tiny_backbone_folder)

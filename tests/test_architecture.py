@@ -15,13 +15,16 @@ ROOMS = [
     "errors",
     "config",
     "data",
+    "evaluation",
     "prompts",
     "backbone",
     "adapters",
+    "scoring",
+    "training",
     "baselines",
     "strategies",
-    "evaluation",
     "report",
+    "runs",
     "distributed",
 ]
 """Imports point from later rooms to earlier ones."""

@@ -1,1 +1,1 @@
-"""Specs, training, scoring, merges and the store of LoRA adapters."""
+"""What an adapter is: its spec, its weights, their merges and the store."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ray
 
-from lsat_ray.adapters.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.data.periods import Slice
 from lsat_ray.distributed import serving
 from lsat_ray.distributed.run import FROZEN, IN_CONTEXT, Run, newest
-from lsat_ray.distributed.rundir import write_atomically
 from lsat_ray.distributed.search import search
-from lsat_ray.distributed.tasks import ClassicalFit, ClassicalScore, Fit, InContextScore, Task
+from lsat_ray.runs.folder import write_atomically
+from lsat_ray.runs.tasks import ClassicalFit, ClassicalScore, Fit, InContextScore, Task
+from lsat_ray.scoring.model import Model
 from lsat_ray.strategies import Plan, Strategy
 from lsat_ray.strategies.graph import closure
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import distributed
 
-from lsat_ray.adapters.frozen import SLOT as FROZEN_SLOT
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.config import Recipe
 from lsat_ray.errors import LsatError
+from lsat_ray.training.frozen import SLOT as FROZEN_SLOT
 
 
 class DeepSpeedEngine:

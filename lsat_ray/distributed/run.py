@@ -13,8 +13,6 @@ import pandas as pd
 import ray
 
 from lsat_ray import data, report
-from lsat_ray.adapters.gate import fit_gate
-from lsat_ray.adapters.model import Model, probability
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import nano
@@ -24,13 +22,15 @@ from lsat_ray.baselines.naive import NAMES, SUM, naive_scores
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice, cut
-from lsat_ray.distributed.ledger import Ledger
 from lsat_ray.distributed.replay import StreamReplayer
-from lsat_ray.distributed.rundir import RunDir, write_atomically
-from lsat_ray.distributed.tasks import Coefficients, Context, Score, Task
-from lsat_ray.distributed.timings import Timings
 from lsat_ray.distributed.training import TrainingSessions
 from lsat_ray.evaluation.metrics import summarise
+from lsat_ray.runs.folder import RunDir, write_atomically
+from lsat_ray.runs.ledger import Ledger
+from lsat_ray.runs.tasks import Coefficients, Context, Score, Task
+from lsat_ray.runs.timings import Timings
+from lsat_ray.scoring.gate import fit_gate
+from lsat_ray.scoring.model import Model, probability
 from lsat_ray.strategies import Plan, Setting, Strategy, make
 
 Say = Callable[[str], None]

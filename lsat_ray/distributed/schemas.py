@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from lsat_ray.adapters.recommender import Model
 from lsat_ray.data.windows import Samples
+from lsat_ray.scoring.recommender import Model
 
 MAX_TITLE = 500
 """Characters of a title."""

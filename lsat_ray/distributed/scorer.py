@@ -22,16 +22,16 @@ from fastapi import FastAPI
 from ray import ObjectRef, serve
 
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.recommender import Model, Recommender
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import load
 from lsat_ray.config import BackboneConfig, LoraSettings, PromptConfig
 from lsat_ray.data.windows import Samples
 from lsat_ray.distributed.endpoint import Refused, build_app
 from lsat_ray.distributed.schemas import Answer, Question, ServedModel, ServedModels, samples_of
-from lsat_ray.distributed.served import FROZEN, Served, read_current
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.recommender import Model, Recommender
+from lsat_ray.scoring.served import FROZEN, Served, read_current
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import ray
 
-from lsat_ray.adapters.model import Model, combine
 from lsat_ray.data.periods import Slice
-from lsat_ray.distributed.tasks import Score
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import delong
+from lsat_ray.runs.tasks import Score
+from lsat_ray.scoring.model import Model, combine
 
 
 def experiment(seed: int, period: int) -> str:

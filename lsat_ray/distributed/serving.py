@@ -17,13 +17,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from lsat_ray.adapters.recommender import Model
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
 from lsat_ray.distributed.scorer import Bulk, Report, Scorer, Setup
-from lsat_ray.distributed.served import CURRENT, FROZEN, Served, read_current, write_current
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.recommender import Model
+from lsat_ray.scoring.served import CURRENT, FROZEN, Served, read_current, write_current
 
 APP = "lsat_ray"
 """Name of the Serve application."""

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import ray
 
-from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine, passes
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.data.periods import Part, Slice
 from lsat_ray.distributed.run import FROZEN, IN_CONTEXT, Run
-from lsat_ray.distributed.rundir import write_atomically
-from lsat_ray.distributed.tasks import ClassicalFit, ClassicalScore, Fit, InContextScore, Score, Task
 from lsat_ray.evaluation import delong, leakage
 from lsat_ray.evaluation.warmcold import seen_items
 from lsat_ray.report import study as figures
 from lsat_ray.report.account import training
 from lsat_ray.report.folder import RunFolder
+from lsat_ray.runs.folder import write_atomically
+from lsat_ray.runs.tasks import ClassicalFit, ClassicalScore, Fit, InContextScore, Score, Task
+from lsat_ray.scoring.model import OUTPUT_MERGES, Model, combine, passes
 from lsat_ray.strategies import Plan, Strategy
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.full_retraining import FullRetraining

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from lsat_ray.config import EngineConfig
-from lsat_ray.distributed.tasks import ClassicalFit, Context, Fit, Task, TaskBook
 from lsat_ray.errors import LsatError
+from lsat_ray.runs.tasks import ClassicalFit, Context, Fit, Task, TaskBook
 
 CLOSED = "closed"
 

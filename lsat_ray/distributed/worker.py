@@ -10,21 +10,17 @@ import numpy as np
 import ray
 import torch
 
-from lsat_ray.adapters.checkpoint import Checkpointer
-from lsat_ray.adapters.coefficients import fit_coefficients
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.memory import available, choose
-from lsat_ray.adapters.recommender import Recommender
-from lsat_ray.adapters.score import score
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.adapters.train import DataParallel, Engine, TorchEngine, fit, sharded_margins
 from lsat_ray.backbone.load import load
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.config import EngineConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.data.windows import concatenate
-from lsat_ray.distributed.tasks import (
+from lsat_ray.prompts.batch import Encoded, join
+from lsat_ray.prompts.encode import Encoder
+from lsat_ray.runs.tasks import (
     ClassicalFit,
     ClassicalScore,
     Coefficients,
@@ -34,8 +30,12 @@ from lsat_ray.distributed.tasks import (
     Score,
     Task,
 )
-from lsat_ray.prompts.batch import Encoded, join
-from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.scoring.score import score
+from lsat_ray.training.checkpoint import Checkpointer
+from lsat_ray.training.coefficients import fit_coefficients
+from lsat_ray.training.fit import DataParallel, Engine, TorchEngine, fit, sharded_margins
+from lsat_ray.training.memory import available, choose
 
 
 class Worker:

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from workbench import Workbench, make_workbench, randomise
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.merge import delta_arithmetic
-from lsat_ray.adapters.score import score
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import load
 from lsat_ray.config import LoraSettings
 from lsat_ray.errors import LsatError
-
-from .conftest import Workbench, make_workbench, randomise
+from lsat_ray.scoring.score import score
 
 
 def test_reset_depends_on_the_seed_alone(bench: Workbench) -> None:

@@ -12,12 +12,12 @@ import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.spec import AdapterSpec, Frozen, Regulariser
-from lsat_ray.adapters.train import Fitted, TorchEngine, fit
 from lsat_ray.backbone.load import load
 from lsat_ray.config import EngineConfig, Experiment, LoraSettings, Recipe
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.training.fit import Fitted, TorchEngine, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

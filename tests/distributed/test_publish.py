@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from lsat_ray.adapters.recommender import Model
 from lsat_ray.distributed import serving
 from lsat_ray.distributed.scorer import Report
-from lsat_ray.distributed.served import FROZEN, Served, read_current, write_current
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.recommender import Model
+from lsat_ray.scoring.served import FROZEN, Served, read_current, write_current
 
 MODEL = Model("short-term", 3, "single", ("a" * 64,), (1.0,))
 NEXT = Served(7, (MODEL,))

@@ -20,16 +20,16 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
-from lsat_ray.adapters.recommender import Model, Recommender
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import WEIGHTS, AdapterStore
 from lsat_ray.backbone.load import load
 from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.windows import Samples
-from lsat_ray.distributed.served import Served, write_current
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.recommender import Model, Recommender
+from lsat_ray.scoring.served import Served, write_current
 
 pytestmark = pytest.mark.ray
 

@@ -10,13 +10,13 @@ import pytest
 import ray
 import torch
 
-from lsat_ray.adapters.train import TorchEngine
 from lsat_ray.config import EngineConfig, Experiment, PromptConfig
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed.replay import StreamReplayer
-from lsat_ray.distributed.tasks import Context, Fit
 from lsat_ray.distributed.worker import Worker
+from lsat_ray.runs.tasks import Context, Fit
 from lsat_ray.strategies.base import Setting, full_retraining
+from lsat_ray.training.fit import TorchEngine
 
 pytestmark = pytest.mark.ray
 

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from lsat_ray.adapters.coefficients import fit_coefficients
-from lsat_ray.adapters.gate import fit_gate
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.model import Model
-from lsat_ray.adapters.recommender import Recommender
-from lsat_ray.adapters.score import score
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.adapters.train import TorchEngine, fit
 from lsat_ray.backbone.load import load
 from lsat_ray.config import EngineConfig, Experiment, LoraSettings, Recipe
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.reservoir import training_rows
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.scoring.gate import fit_gate
+from lsat_ray.scoring.model import Model
+from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.scoring.score import score
 from lsat_ray.strategies import STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.graph import needed
+from lsat_ray.training.coefficients import fit_coefficients
+from lsat_ray.training.fit import TorchEngine, fit
 
 LAST = 3
 

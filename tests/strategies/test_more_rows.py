@@ -3,11 +3,11 @@
 import pytest
 
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.model import OUTPUT_MERGES
 from lsat_ray.adapters.spec import Regulariser
 from lsat_ray.config import Experiment, ReplayConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.model import OUTPUT_MERGES
 from lsat_ray.strategies import STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.cumulative import CUMULATIVE
 from lsat_ray.strategies.evolving import EVOLVING

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from workbench import Workbench, randomise
 
-from lsat_ray.adapters.model import ensemble, probability
-from lsat_ray.adapters.score import margins, score
-
-from .conftest import Workbench, randomise
+from lsat_ray.scoring.model import ensemble, probability
+from lsat_ray.scoring.score import margins, score
 
 
 @pytest.mark.parametrize("budget", [64, 500, 16384])

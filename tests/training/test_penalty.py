@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from lsat_ray.adapters import penalty
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import AdapterSpec, Frozen, Regulariser
 from lsat_ray.config import LoraSettings, PromptConfig, Recipe
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.training import penalty
 
 SHAPES = {"q": (6, 5), "v": (6, 4)}  # (in, out)
 RANK = 2

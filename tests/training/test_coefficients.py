@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from workbench import Workbench, randomise
 
-from lsat_ray.adapters.coefficients import fit_coefficients
 from lsat_ray.adapters.lora import Adapter
-from lsat_ray.adapters.magnitudes import layers, weighted
 from lsat_ray.adapters.merge import delta_arithmetic, learned_delta
-from lsat_ray.adapters.score import score
 from lsat_ray.prompts.batch import collate
-
-from .conftest import Workbench, randomise
+from lsat_ray.scoring.score import score
+from lsat_ray.training.coefficients import fit_coefficients
+from lsat_ray.training.magnitudes import layers, weighted
 
 
 @pytest.fixture

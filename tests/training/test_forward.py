@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from workbench import Workbench, make_workbench, randomise
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.config import LoraSettings
 from lsat_ray.prompts.batch import Encoded, collate, split_by_tokens
-
-from .conftest import Workbench, make_workbench, randomise
 
 ROWS = np.array([3, 0, 11, 7, 20, 5])
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from workbench import Workbench
 
-from lsat_ray.adapters.memory import ROOM, choose, estimate
 from lsat_ray.config import EngineConfig, PromptConfig, Recipe
-
-from .conftest import Workbench
+from lsat_ray.training.memory import ROOM, choose, estimate
 
 ENGINE = EngineConfig(workers=4)
 RECIPE, PROMPT = Recipe(batch_size=128), PromptConfig(max_tokens=512)

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
-from lsat_ray.adapters.magnitudes import layers, weighted
 from lsat_ray.adapters.merge import delta_arithmetic
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+from lsat_ray.training.magnitudes import layers, weighted
 
 
 def fit_coefficients(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lsat_ray.adapters.gate import gated
+from lsat_ray.scoring.gate import gated
 
 OUTPUT_MERGES = ("output-ensemble", "gated-ensemble")
 """Merges of scores: one forward pass a member, where a merge of parameters takes one for all."""

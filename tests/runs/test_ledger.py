@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lsat_ray.distributed.ledger import Ledger
+from lsat_ray.runs.ledger import Ledger
 from lsat_ray.errors import LsatError
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lsat_ray.adapters.recommender import Model
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.recommender import Model
 
 CURRENT = "current.json"
 """File in the run folder; its rename into place is the moment at which a version is committed."""

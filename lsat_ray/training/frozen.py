@@ -15,10 +15,10 @@ import torch
 from peft import LoraConfig
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
-from lsat_ray.adapters.magnitudes import layers, weighted
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+from lsat_ray.training.magnitudes import layers, weighted
 
 SLOT = "frozen"
 """PEFT's name of the slot that the earlier adapters are worn in."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.model import OUTPUT_MERGES, Model, combine
-from lsat_ray.adapters.score import part, score
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, token_budget_batches
+from lsat_ray.scoring.model import OUTPUT_MERGES, Model, combine
+from lsat_ray.scoring.score import part, score
 
 Pass = tuple[Any, Adapter | None]
 """A forward pass over the samples: what identifies it, and the adapter that is worn (None: the frozen backbone)."""

@@ -12,17 +12,17 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from lsat_ray.adapters import penalty as penalties
-from lsat_ray.adapters.checkpoint import Checkpointer
-from lsat_ray.adapters.engine import DataParallel, Elastic, Engine, Resumable, TorchEngine
-from lsat_ray.adapters.frozen import Beside, beside, own
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
-from lsat_ray.adapters.progress import Progress
-from lsat_ray.adapters.score import margins
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens
+from lsat_ray.scoring.score import margins
+from lsat_ray.training import penalty as penalties
+from lsat_ray.training.checkpoint import Checkpointer
+from lsat_ray.training.engine import DataParallel, Elastic, Engine, Resumable, TorchEngine
+from lsat_ray.training.frozen import Beside, beside, own
+from lsat_ray.training.progress import Progress
 
 __all__ = [
     "DataParallel",

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_forward import plain
+from workbench import Workbench, make_workbench
 
-from lsat_ray.adapters import train as training
 from lsat_ray.adapters.lora import Adapter
-from lsat_ray.adapters.score import score
-from lsat_ray.adapters.train import Fitted, TorchEngine, fit, quality
 from lsat_ray.config import EngineConfig, Recipe
 from lsat_ray.errors import LsatError
-
-from .conftest import Workbench, make_workbench
-from .test_forward import plain
+from lsat_ray.scoring.score import score
+from lsat_ray.training import fit as training
+from lsat_ray.training.fit import Fitted, TorchEngine, fit, quality
 
 SETTINGS = EngineConfig(kind="torch")
 

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from workbench import Workbench, randomise
 
-from lsat_ray.adapters.score import score
 from lsat_ray.config import Experiment, PromptConfig
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.windows import Samples, windows
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.prompts.layouts import successive
-
-from .conftest import Workbench, randomise
+from lsat_ray.scoring.score import score
 
 SHARING = ("shared-history", "stream")
 
@@ -223,10 +222,10 @@ def test_stream_drops_the_oldest_events_of_long_windows(bench: Workbench, sample
 def test_an_adapter_is_trained_and_scored_in_its_layout(
     tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path, layout: str
 ) -> None:
-    from lsat_ray.adapters.train import TorchEngine, fit
-    from lsat_ray.config import EngineConfig, Recipe
+    from workbench import make_workbench
 
-    from .conftest import make_workbench
+    from lsat_ray.config import EngineConfig, Recipe
+    from lsat_ray.training.fit import TorchEngine, fit
 
     bench = make_workbench(tiny_experiment, tiny_periods, tiny_backbone_folder, PromptConfig(layout=layout, targets=4))
     recipe = Recipe(lr=1e-2, batch_size=16, epochs=4, patience=4)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from lsat_ray.adapters.gate import FEATURES, fit_gate, gated
-from lsat_ray.adapters.model import Model, combine, ensemble, passes
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.gate import FEATURES, fit_gate, gated
+from lsat_ray.scoring.model import Model, combine, ensemble, passes
 
 
 def planted(rows: int = 4000) -> tuple[list[np.ndarray], np.ndarray]:

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_fit import SETTINGS, run, same
+from workbench import Workbench, make_workbench
 
-from lsat_ray.adapters.checkpoint import FACTS, TENSORS, Checkpointer
-from lsat_ray.adapters.train import Elastic, Fitted, Resumable, TorchEngine, fit
 from lsat_ray.config import EngineConfig, LoraSettings, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Batch
-
-from .conftest import Workbench, make_workbench
-from .test_train import SETTINGS, run, same
+from lsat_ray.training.checkpoint import FACTS, TENSORS, Checkpointer
+from lsat_ray.training.fit import Elastic, Fitted, Resumable, TorchEngine, fit
 
 RECIPE = Recipe(lr=5e-3, batch_size=8, epochs=2, eval_every=3, patience=5, warmup=5)
 
@@ -238,7 +237,7 @@ def test_one_sequence_too_many_is_an_error_with_a_remedy(bench: Workbench) -> No
 
 
 def test_scoring_halves_its_batches_too(bench: Workbench) -> None:
-    from lsat_ray.adapters.score import margins
+    from lsat_ray.scoring.score import margins
 
     sizes = []
 

@@ -1,11 +1,10 @@
-"""What the tests of training and scoring share."""
+"""A backbone with a training slot: what the tests of adapters, training and scoring share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
@@ -69,15 +68,3 @@ def randomise(model: AdaptedBackbone, seed: int = 0, size: float = 0.2) -> None:
     with torch.no_grad():
         for parameter in model.slot_parameters().values():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Keep the figures independent of the number of cores."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def bench(tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path) -> Workbench:
-    """Return a fresh workbench in the exact layout."""
-    return make_workbench(tiny_experiment, tiny_periods, tiny_backbone_folder)

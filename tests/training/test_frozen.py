@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from workbench import Workbench, make_workbench, randomise
 
-from lsat_ray.adapters import penalty
-from lsat_ray.adapters.frozen import SLOT, Beside, beside, design, earlier, normalised, own
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.merge import delta_arithmetic
-from lsat_ray.adapters.score import score
 from lsat_ray.adapters.spec import AdapterSpec, Frozen, Regulariser
-from lsat_ray.adapters.train import Fitted, TorchEngine, fit
 from lsat_ray.config import EngineConfig, LoraSettings, Recipe
 from lsat_ray.errors import LsatError
-
-from .conftest import Workbench, make_workbench, randomise
+from lsat_ray.scoring.score import score
+from lsat_ray.training import penalty
+from lsat_ray.training.fit import Fitted, TorchEngine, fit
+from lsat_ray.training.frozen import SLOT, Beside, beside, design, earlier, normalised, own
 
 SETTINGS = EngineConfig(kind="torch")
 RECIPE = Recipe(lr=5e-3, batch_size=16, epochs=2)

@@ -1,0 +1,1 @@
+"""How a model scores: margins, merges of outputs, what is served."""

@@ -1,0 +1,1 @@
+"""How an adapter is fitted: step loop, engines, penalties, checkpoints, memory."""

@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
+
+if TYPE_CHECKING:
+    from lsat_ray.runs.backend import Backend
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of the experiment (default: embedded).")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run (default: the config's).")]
@@ -37,6 +41,20 @@ def runs_dir(given: Path | None) -> Path:
     if "runtime_resources" in str(Path.cwd()):
         return Path.home() / "lsat_ray_runs"
     return Path("runs").resolve()
+
+
+def backend(config: Experiment) -> Backend:
+    """Return what does the work; Ray is imported only where it is asked for."""
+    if config.engine.backend == "local":
+        from lsat_ray.runs.local import LocalBackend
+
+        return LocalBackend(config)
+    from lsat_ray.distributed.cluster import settle
+
+    settle()
+    from lsat_ray.distributed.backend import RayBackend
+
+    return RayBackend(config)
 
 
 def say(text: str) -> None:

@@ -16,7 +16,17 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs._common import ConfigOption, NameOption, RunsOption, SetOption, one_clear_error, print_table, runs_dir, say
+from jobs._common import (
+    ConfigOption,
+    NameOption,
+    RunsOption,
+    SetOption,
+    backend,
+    one_clear_error,
+    print_table,
+    runs_dir,
+    say,
+)
 from lsat_ray import config as configs
 
 
@@ -31,19 +41,9 @@ def main(
     with one_clear_error():
         overrides = [*(set_ or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
         experiment = configs.load(config, overrides, name)
-        from lsat_ray.distributed.cluster import connect, disconnect, settle
+        from lsat_ray.runs.study import study
 
-        settle()
-        from lsat_ray.distributed.study import Study
-
-        run = Study(experiment, runs_dir(runs), say)
-        run.check()
-        here = connect()
-        try:
-            folder = run.run()
-        finally:
-            if here:
-                disconnect()
+        folder = study(experiment, runs_dir(runs), backend(experiment), say)
         print_table(folder)
         say(f"table in {folder / 'table2.csv'}, trainings in {folder / 'trainings.csv'}")
         say(f"report in {folder / 'report.html'}")

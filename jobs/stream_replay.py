@@ -15,7 +15,17 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs._common import ConfigOption, NameOption, RunsOption, SetOption, one_clear_error, print_table, runs_dir, say
+from jobs._common import (
+    ConfigOption,
+    NameOption,
+    RunsOption,
+    SetOption,
+    backend,
+    one_clear_error,
+    print_table,
+    runs_dir,
+    say,
+)
 from lsat_ray import config as configs
 
 
@@ -23,19 +33,9 @@ def main(config: ConfigOption = None, name: NameOption = None, runs: RunsOption 
     """Replay the stream of a config."""
     with one_clear_error():
         experiment = configs.load(config, set_ or [], name)
-        from lsat_ray.distributed.cluster import connect, disconnect, settle
+        from lsat_ray.runs.replay import replay
 
-        settle()
-        from lsat_ray.distributed.controller import Replay
-
-        run = Replay(experiment, runs_dir(runs), say)
-        run.check()
-        here = connect()
-        try:
-            folder = run.run()
-        finally:
-            if here and not experiment.serve.keep:
-                disconnect()
+        folder = replay(experiment, runs_dir(runs), backend(experiment), say)
         print_table(folder)
         say(f"results in {folder}, report in {folder / 'report.html'}")
 

@@ -19,7 +19,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs._common import ConfigOption, NameOption, RunsOption, SetOption, one_clear_error, runs_dir, say
+from jobs._common import ConfigOption, NameOption, RunsOption, SetOption, backend, one_clear_error, runs_dir, say
 from lsat_ray import config as configs
 from lsat_ray.errors import LsatError
 from lsat_ray.report.sweep import check
@@ -74,20 +74,14 @@ def main(
             label: configs.load(config, [*(set_ or []), *overrides], f"{key}-{label}")
             for label, (_, overrides) in steps.items()
         }
-        from lsat_ray.distributed.cluster import connect, disconnect, settle
+        from lsat_ray.runs.check import check as checked
+        from lsat_ray.runs.study import study
 
-        settle()
-        from lsat_ray.distributed.study import Study
-
-        studies = {label: Study(e, folder, partial(_say_of, label)) for label, e in experiments.items()}
-        for study in studies.values():
-            study.check()
-        here = connect()
-        try:
-            done = {label: study.run() for label, study in studies.items()}
-        finally:
-            if here:
-                disconnect()
+        logs = {label: checked(e) for label, e in experiments.items()}
+        done = {
+            label: study(e, folder, backend(e), partial(_say_of, label), logs[label])
+            for label, e in experiments.items()
+        }
         from lsat_ray.report import sweep
         from lsat_ray.report.folder import RunFolder
 

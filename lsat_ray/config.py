@@ -192,6 +192,8 @@ class Recipe(Node):
 class EngineConfig(Node):
     """Where and how adapters are trained; not part of their identity."""
 
+    backend: Literal["ray", "local"] = "ray"
+    """`ray`: actors, Train, Tune and Serve; `local`: one process with plain torch, no cluster and no ports."""
     kind: Literal["torch", "deepspeed"] = "deepspeed"
     """Plain torch (data parallel where there are several workers), or DeepSpeed."""
     zero: Literal["auto", 0, 1, 2, 3] = 1
@@ -282,7 +284,7 @@ class StudyConfig(Node):
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""
 
 
-STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
+DEFAULT_STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
 
 
 class Experiment(Node):
@@ -292,7 +294,7 @@ class Experiment(Node):
     """Folder under the runs directory."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the adapters."""
-    strategies: tuple[str, ...] = STRATEGIES
+    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     """Update strategies that are compared (`strategies/__init__.py`)."""
     data: DataConfig = DataConfig()
     periods: PeriodsConfig = PeriodsConfig()

@@ -1,6 +1,5 @@
-"""The classical rivals behind one interface: which models, which update rules, fit, score (methods.md 3-4).
+"""The classical rivals behind one interface: fit, score (methods.md 3-4). Their update rules are `strategies`' own.
 
-    spec = rows(periods.fingerprint, seed=0)["mf/fine-tuning"](t)      # a rule names the model of period t
     fitted = fit(spec, periods, initial)                               # initial: the state of spec.init, or None
     scores = score(spec, fitted.state, periods, periods.rows(t + 1))
 
@@ -15,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lsat_ray.baselines.logistic import fit_logistic, score_logistic
-from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec, ModelName
+from lsat_ray.baselines.spec import ClassicalSpec, ModelName
 from lsat_ray.baselines.training import Fitted, State, fit_network, score_network
-from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 
@@ -64,63 +63,6 @@ def score(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples)
     """
     _check(spec, periods)
     return MODELS[spec.model].score(spec, state, periods, samples)
-
-
-def full_retraining(
-    model: ModelName, data: str, period: int, seed: int, recipe: ClassicalRecipe | None = None, warmup: bool = True
-) -> ClassicalSpec:
-    """Return the model of period t trained afresh on T_1..T_t and V_1..V_{t-1}, selected on V_t.
-
-    Args:
-        data: `Periods.fingerprint`.
-        warmup: train on the samples before D_1 as well. The paper does not; the nano backbone does see them.
-    """
-    train = [Slice(t, "train") for t in range(1, period + 1)] + [Slice(t, "validation") for t in range(1, period)]
-    return ClassicalSpec(
-        model=model,
-        recipe=recipe or ClassicalRecipe(),
-        data=data,
-        train=tuple(train),
-        validation=(Slice(period, "validation"),),
-        seed=seed,
-        warmup=warmup,
-    )
-
-
-def fine_tuning(
-    model: ModelName, data: str, period: int, seed: int, recipe: ClassicalRecipe | None = None, warmup: bool = True
-) -> ClassicalSpec:
-    """Return the model of period t continued from period t - 1 on T_t and V_{t-1}, selected on V_t.
-
-    Period 1 is full retraining. The old weights are kept when no epoch beats them (methods.md 2).
-    """
-    spec = full_retraining(model, data, 1, seed, recipe, warmup)
-    for t in range(2, period + 1):
-        spec = ClassicalSpec(
-            model=model,
-            recipe=spec.recipe,
-            data=data,
-            train=(Slice(t, "train"), Slice(t - 1, "validation")),
-            validation=(Slice(t, "validation"),),
-            seed=seed,
-            init=spec,
-            keep_old=True,
-        )
-    return spec
-
-
-RULES: dict[str, Callable[..., ClassicalSpec]] = {"full-retraining": full_retraining, "fine-tuning": fine_tuning}
-
-
-def rows(
-    data: str, seed: int, recipe: ClassicalRecipe | None = None, warmup: bool = True
-) -> dict[str, Callable[[int], ClassicalSpec]]:
-    """Return, for every strategy row (`mf/full-retraining`, ...), the function from period to spec."""
-
-    def plan(model: ModelName, rule: str) -> Callable[[int], ClassicalSpec]:
-        return lambda period: RULES[rule](model, data, period, seed, recipe, warmup)
-
-    return {f"{model}/{rule}": plan(model, rule) for model in MODELS for rule in RULES}
 
 
 def _check(spec: ClassicalSpec, periods: Periods) -> None:

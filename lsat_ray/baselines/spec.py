@@ -94,6 +94,13 @@ class ClassicalSpec:
             "keep_old": self.keep_old,
         }
 
+    @staticmethod
+    def from_manifest(tree: dict[str, Any]) -> ClassicalSpec:
+        """Read what `manifest` wrote, to score with: the initial model, which only fitting needs, is left out."""
+        kept: dict[str, Any] = {k: tree[k] for k in ("model", "data", "seed", "warmup", "keep_old")}
+        kept |= {k: tuple(Slice(*s) for s in tree[k]) for k in ("train", "validation")}
+        return ClassicalSpec(recipe=ClassicalRecipe(**tree["recipe"]), **kept)
+
     def parents(self) -> tuple[ClassicalSpec, ...]:
         """Return the models that must exist before this one can be fitted."""
         return (self.init,) if self.init else ()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
-from lsat_ray.data.periods import Periods, Slice
-from lsat_ray.data.windows import Samples, concatenate
+from lsat_ray.data.periods import Periods
 
 
 def draw(arrivals: int, size: int, seed: int) -> np.ndarray:
@@ -36,16 +33,3 @@ def reservoir(periods: Periods, up_to: int, size: int, seed: int) -> np.ndarray:
     spans = [periods.span(t, "train") for t in range(1, up_to + 1)]
     passed = np.concatenate([np.empty(0, np.int64), *(np.arange(s.start, s.stop) for s in spans)])
     return passed[draw(len(passed), size, seed)]
-
-
-def training_rows(periods: Periods, slices: Iterable[Slice], replay: int = 0, seed: int = 0) -> Samples:
-    """Return the rows that an `AdapterSpec` trains on: its slices, then `spec.replay` rows of earlier periods.
-
-    Earlier than the newest training slice of the spec, so that none of its own T_t comes twice.
-    """
-    slices = tuple(slices)
-    rows = periods.select(slices)
-    if not replay:
-        return rows
-    newest = max(s.period for s in slices)
-    return concatenate([rows, periods.samples.take(reservoir(periods, newest - 1, replay, seed))])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from lsat_ray.config import EngineConfig
+from lsat_ray.distributed.stream import RayReader
 from lsat_ray.errors import LsatError
-from lsat_ray.runs.tasks import ClassicalFit, Context, Fit, Task, TaskBook
+from lsat_ray.runs.tasks import Context, Task, TaskBook
+from lsat_ray.training.engine import DataParallel, Engine, TorchEngine
 
 CLOSED = "closed"
 
@@ -23,7 +26,7 @@ class TrainingQueue:
 
     def __init__(self) -> None:
         self._book = TaskBook()
-        self._context: Context | None = None
+        self._context: tuple[Context, Any] | None = None
         self._changed = asyncio.Condition()
 
     async def _wake(self) -> None:
@@ -37,13 +40,13 @@ class TrainingQueue:
             except TimeoutError:
                 return
 
-    async def open(self, context: list[Context]) -> None:
-        """Say what the sessions work on."""
-        self._context = context[0]
+    async def open(self, context: list[Any]) -> None:
+        """Say what the sessions work on: the context, and the actor of the stream."""
+        self._context = (context[0], context[1])
         await self._wake()
 
-    async def context(self, timeout: float) -> Context | None:
-        """Return the context once it is known, None after a time-out."""
+    async def context(self, timeout: float) -> tuple[Context, Any] | None:
+        """Return context and stream once they are known, None after a time-out."""
         await self._until(lambda: self._context is not None or self._book.closed, timeout)
         return self._context
 
@@ -96,7 +99,7 @@ class TrainingQueue:
         return self._book.counts()
 
     async def close(self) -> None:
-        """Send the sessions home."""
+        """Close the queue: every session ends after its task."""
         self._book.closed = True
         await self._wake()
 
@@ -140,19 +143,19 @@ class TrainingSessions:
         except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
             self._errors.append(error)
 
-    def open(self, context: Context) -> None:
+    def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
-        ray.get(self.queue.open.remote([context]))
+        ray.get(self.queue.open.remote([context, replayer]))
 
     def run(
-        self, tasks: list[Task], present: set[str], told: Callable[[dict[str, int]], None] | None = None
+        self, tasks: Sequence[Task], present: set[str], counts: Callable[[dict[str, int]], None] | None = None
     ) -> dict[str, Any]:
         """Submit tasks, wait for all, and return their results by key.
 
         Args:
             tasks: in the order in which they should be taken.
             present: models that are in the store.
-            told: hears the counts of waiting, running and done tasks every two seconds.
+            counts: hears every two seconds how many tasks are waiting, running and done.
 
         Raises:
             LsatError: when a task failed or all sessions have died.
@@ -160,17 +163,17 @@ class TrainingSessions:
         if not tasks:
             return {}
         keys = [t.key for t in tasks]
-        ray.get(self.queue.submit.remote(tasks, present))
+        ray.get(self.queue.submit.remote(list(tasks), present))
         while (states := ray.get(self.queue.wait.remote(keys, 2.0))) is None:
-            if told:
-                told(ray.get(self.queue.counts.remote()))
+            if counts:
+                counts(ray.get(self.queue.counts.remote()))
             if not any(t.is_alive() for t in self._threads):
                 reason = self._errors[0] if self._errors else "they ended early"
                 raise LsatError(f"training: no session is left to train in ({reason}); the same command resumes")
         for state, result in states.values():
             if state == "failed":
                 raise LsatError(str(result))
-        ray.get(self.queue.forget.remote([t.key for t in tasks if not isinstance(t, Fit | ClassicalFit)]))
+        ray.get(self.queue.forget.remote(keys))
         return {k: result for k, (_, result) in states.items()}
 
     def close(self) -> None:
@@ -197,14 +200,16 @@ def session_loop(loop: dict[str, Any]) -> None:
         return answer[0]
 
     shared(lambda: queue.restart.remote(session))
-    from lsat_ray.distributed.worker import Worker  # what takes seconds, while the driver still builds the backbone
+    from lsat_ray.runs.worker import Worker  # what takes seconds, while the driver still builds the backbone
 
     context = None
     while context is None:
         context = shared(lambda: queue.context.remote(5.0))
         if context is None and shared(lambda: queue.take.remote(session, 0.0)) == CLOSED:
             return
-    worker = Worker(context, engine, rank)
+    work, replayer = context
+    make = partial(_engine, engine, work)
+    worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it on the driver
     while (task := shared(lambda: queue.take.remote(session, 10.0))) != CLOSED:
         if task is None:
             continue
@@ -215,3 +220,21 @@ def session_loop(loop: dict[str, Any]) -> None:
             raise
         if rank == 0:
             ray.get(queue.done.remote(task.key, result))
+
+
+def _engine(settings: EngineConfig, context: Context, model: Any) -> Engine:
+    """Return the configured engine; rank 0 says which ZeRO stage was chosen where that was left open."""
+    if settings.kind == "torch":
+        return DataParallel() if settings.workers > 1 else TorchEngine()
+    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
+
+    if settings.zero != "auto":
+        return DeepSpeedEngine(settings.zero)
+    from lsat_ray.training.memory import available, choose
+
+    config = context.config
+    stage, why = choose(model, settings, config.recipe, config.prompt, available(model.device, settings))
+    engine = DeepSpeedEngine(stage)
+    if engine.rank == 0:
+        print(f"engine.zero auto: {why}", flush=True)  # noqa: T201 - Ray shows it on the driver
+    return engine

@@ -43,14 +43,17 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._records)
 
-    def get(self, seed: int, strategy: str, period: int, stage: str) -> dict[str, Any] | None:
-        """Return the record of a stage, or None where it is still to be done."""
-        return self._records.get((seed, strategy, period, stage))
+    def get(
+        self, seed: int, strategy: str, period: int, stage: str, digest: str | None = None
+    ) -> dict[str, Any] | None:
+        """Return the record of a stage, or None where it is still to be done under this digest."""
+        record = self._records.get((seed, strategy, period, stage))
+        return record if record and (digest is None or record.get("digest") == digest) else None
 
     def append(self, seed: int, strategy: str, period: int, stage: str, **facts: Any) -> None:
         """Write a stage's record durably; a stage that is recorded already is left as it is."""
         key = (seed, strategy, period, stage)
-        if key in self._records:
+        if key in self._records and self._records[key].get("digest") == facts.get("digest"):
             return
         record = {"seed": seed, "strategy": strategy, "period": period, "stage": stage, **facts}
         line = (json.dumps(record, sort_keys=True) + "\n").encode()

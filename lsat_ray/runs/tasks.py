@@ -1,4 +1,4 @@
-"""What training sessions are asked to do, and the book that says who does what."""
+"""What workers are asked to do, and the book that says who does what."""
 
 from __future__ import annotations
 
@@ -7,91 +7,30 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsat_ray.scoring.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
+from lsat_ray.scoring.model import Model
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a session's workers need to begin."""
+    """What a worker needs to begin, beside a reader of the stream."""
 
     config: Experiment
     backbone: str
     """Folder of the weights."""
     store: str
-    """Root of the adapter store."""
+    """Root of the model store."""
     titles: tuple[str, ...]
-    replayer: Any
-    """Handle of the `StreamReplayer`."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Train the adapter of a spec and publish it."""
+    """Train the model of a spec and publish it in the store."""
 
-    spec: AdapterSpec
-    as_of: int
-    """The reader's time: no row of a later period may be read."""
-
-    @property
-    def key(self) -> str:
-        """The adapter's digest."""
-        return self.spec.digest
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Adapters that must be in the store before."""
-        return tuple(p.digest for p in self.spec.parents())
-
-
-@dataclass(frozen=True)
-class Score:
-    """Compute the margins of a model on some rows."""
-
-    model: Model
-    slices: tuple[Slice, ...]
-    as_of: int
-
-    @property
-    def key(self) -> str:
-        """Digest of model and rows."""
-        return hashlib.sha256(f"{self.model.digest} {[tuple(s) for s in self.slices]}".encode()).hexdigest()
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Adapters that must be in the store before."""
-        return self.model.adapters
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """Fit merge weights by gradient (a plan's `fit`)."""
-
-    adapters: tuple[str, ...]
-    slices: tuple[Slice, ...]
-    pull: float
-    as_of: int
-
-    @property
-    def key(self) -> str:
-        """Digest of adapters, rows and pull."""
-        return hashlib.sha256(repr((self.adapters, [tuple(s) for s in self.slices], self.pull)).encode()).hexdigest()
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The adapters."""
-        return self.adapters
-
-
-@dataclass(frozen=True)
-class ClassicalFit:
-    """Fit a classical recommender and publish it."""
-
-    spec: ClassicalSpec
-    as_of: int
+    spec: AdapterSpec | ClassicalSpec
 
     @property
     def key(self) -> str:
@@ -103,44 +42,61 @@ class ClassicalFit:
         """Models that must be in the store before."""
         return tuple(p.digest for p in self.spec.parents())
 
-
-@dataclass(frozen=True)
-class ClassicalScore:
-    """Score D_`period` with a classical recommender; its features count what came before each row."""
-
-    spec: ClassicalSpec
-    period: int
-
     @property
-    def key(self) -> str:
-        """Digest of model and period."""
-        return hashlib.sha256(f"{self.spec.digest} {self.period}".encode()).hexdigest()
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The model."""
-        return (self.spec.digest,)
+    def as_of(self) -> int:
+        """The reader's time: no sample of a later period may be read."""
+        return self.spec.last_period
 
 
 @dataclass(frozen=True)
-class InContextScore:
-    """Score D_`period` in context: solved rows of the newest period before it stand in the prompt."""
+class Score:
+    """Compute what one forward pass says of a slice: float [N], in the order of the stream."""
 
-    period: int
-    demonstrations: int
+    model: Model
+    """One pass, as `scoring.model.passes` returns it."""
+    slice: Slice
 
     @property
     def key(self) -> str:
-        """Name of the pass."""
-        return f"in-context {self.demonstrations} {self.period}"
+        """Digest of pass and slice."""
+        return _digest(self.model.digest, tuple(self.slice))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
+        """Models that must be in the store before."""
+        return self.model.adapters
+
+    @property
+    def as_of(self) -> int:
+        """The reader's time."""
+        return self.slice.period
 
 
-Task = Fit | Score | Coefficients | ClassicalFit | ClassicalScore | InContextScore
+@dataclass(frozen=True)
+class Coefficients:
+    """Learn merge weights by gradient (a plan's `learned`)."""
+
+    adapters: tuple[str, ...]
+    slices: tuple[Slice, ...]
+    pull: float
+
+    @property
+    def key(self) -> str:
+        """Digest of adapters, slices and pull."""
+        return _digest(self.adapters, [tuple(s) for s in self.slices], self.pull)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The adapters."""
+        return self.adapters
+
+    @property
+    def as_of(self) -> int:
+        """The reader's time."""
+        return max(s.period for s in self.slices)
+
+
+Task = Fit | Score | Coefficients
 State = Literal["waiting", "running", "done", "failed"]
 
 
@@ -163,7 +119,7 @@ class TaskBook:
     def __init__(self) -> None:
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self.present: set[str] = set()
-        """Adapters that are in the store."""
+        """Models that are in the store."""
         self.closed = False
 
     def submit(self, tasks: list[Task], present: set[str]) -> None:
@@ -185,7 +141,7 @@ class TaskBook:
         """Record a task's result."""
         entry = self.entries[key]
         entry.state, entry.result = "done", result
-        if isinstance(entry.task, Fit | ClassicalFit):
+        if isinstance(entry.task, Fit):
             self.present.add(key)
 
     def fail(self, key: str, reason: str) -> None:
@@ -214,3 +170,7 @@ class TaskBook:
         for entry in self.entries.values():
             out[entry.state] += 1
         return out
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -13,7 +13,10 @@ import numpy as np
 from lsat_ray.scoring.gate import gated
 
 OUTPUT_MERGES = ("output-ensemble", "gated-ensemble")
-"""Merges of scores: one forward pass a member, where a merge of parameters takes one for all."""
+"""Merges of scores: one forward pass per member, where a merge of parameters takes one for all."""
+FROZEN, CLASSICAL, IN_CONTEXT = "frozen", "classical", "in-context"
+"""What merges nothing: the backbone alone; a recommender without a language model; the backbone with solved samples in
+its prompt."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Model:
     period: int
     """Period after which it was made; it is tested on the next."""
     merge: str
-    """`frozen` (no adapter), `single`, one of `OUTPUT_MERGES`, or a key of `PARAMETER_MERGES`."""
+    """`single`, one of `OUTPUT_MERGES`, a key of `PARAMETER_MERGES`, or one of the three that merge nothing."""
     adapters: tuple[str, ...] = ()
     """Digests in the store, in the order of the weights."""
     weights: tuple[float, ...] = ()
@@ -39,6 +42,16 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of the fields, 64 hex digits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def served(self) -> bool:
+        """Whether the endpoint can answer with it; the others are scored by the workers."""
+        return self.merge not in (CLASSICAL, IN_CONTEXT)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its score is a probability."""
+        return self.merge != CLASSICAL
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -70,11 +83,13 @@ def ensemble(margin: Sequence[np.ndarray], weight: Sequence[float], space: str =
 
 
 def combine(model: Model, margin: Sequence[np.ndarray]) -> np.ndarray:
-    """Return P(like) float64 [N] from the margins that the model combines."""
+    """Return the score float64 [N], P(like) unless the model is classical, from the margins that it combines."""
     if model.merge == "output-ensemble":
         return ensemble(margin, model.weights, model.space)
     if model.merge == "gated-ensemble":
         return gated(margin, model.weights)
+    if model.merge == CLASSICAL:
+        return np.asarray(margin[0], dtype=np.float64)
     return probability(margin[0])
 
 

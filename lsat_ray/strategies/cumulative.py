@@ -8,7 +8,7 @@ from typing import Literal
 
 from lsat_ray.adapters.spec import AdapterSpec, Frozen
 from lsat_ray.data.periods import Slice
-from lsat_ray.strategies.base import Plan, Setting, full_retraining
+from lsat_ray.strategies.base import Plan, Setting, first_adapter
 
 
 class Cumulative:
@@ -40,14 +40,14 @@ class Cumulative:
         self.kind = kind
         self.latest = latest
         self.inherit = inherit
-        self._chain: dict[int, AdapterSpec] = {1: full_retraining(setting, 1)}
+        self._chain: dict[int, AdapterSpec] = {1: first_adapter(setting)}
 
     def spec(self, t: int) -> AdapterSpec:
         """Return link t of the chain."""
         for i in range(len(self._chain) + 1, t + 1):
             earlier = tuple(self._chain[j] for j in ([i - 1] if self.latest else range(1, i)))
             rows = [Slice(i, "train"), Slice(i - 1, "validation")]
-            link = self.setting.spec(rows, i, init=self._chain[i - 1] if self.inherit else None)
+            link = self.setting.adapter(rows, i, init=self._chain[i - 1] if self.inherit else None)
             self._chain[i] = replace(link, frozen=Frozen(earlier, self.kind))
         return self._chain[t]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lsat_ray.adapters.spec import AdapterSpec, Regulariser
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
-from lsat_ray.strategies.base import Plan, Setting, full_retraining
+from lsat_ray.strategies.base import Plan, Setting, first_adapter
 
 
 class Evolving:
@@ -26,13 +26,13 @@ class Evolving:
         self.name = name
         self.regulariser = regulariser
         self.replay = replay
-        self._chain: dict[int, AdapterSpec] = {1: full_retraining(setting, 1)}
+        self._chain: dict[int, AdapterSpec] = {1: first_adapter(setting)}
 
     def spec(self, t: int) -> AdapterSpec:
         """Return link t of the chain."""
         for i in range(len(self._chain) + 1, t + 1):
             rows = [Slice(i, "train"), Slice(i - 1, "validation")]
-            link = self.setting.spec(rows, i, init=self._chain[i - 1])
+            link = self.setting.adapter(rows, i, init=self._chain[i - 1])
             self._chain[i] = replace(link, regulariser=self.regulariser, replay=self._buffer(i))
         return self._chain[t]
 
@@ -43,9 +43,9 @@ class Evolving:
     def _buffer(self, t: int) -> int:
         if not self.replay:
             return 0
-        if not self.setting.rows:
-            raise LsatError(f"strategy {self.name}: give Setting.rows, the sizes of the periods; a buffer is a share")
-        return round(self.replay * self.setting.rows[t - 1])
+        if not self.setting.samples:
+            raise LsatError(f"strategy {self.name}: Setting.samples is empty; a buffer is a share of a period")
+        return round(self.replay * self.setting.samples[t - 1])
 
 
 def row(name: str, regulariser: Regulariser | None = None, replay: float = 0.0) -> Callable[[Setting], Evolving]:

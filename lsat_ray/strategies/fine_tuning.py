@@ -1,20 +1,18 @@
-"""Fine-tuning: go on from the last adapter with the newest period."""
+"""Fine-tuning: go on from the last model with the newest period."""
 
-from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.data.periods import Slice
-from lsat_ray.strategies.base import Plan, Setting, full_retraining
+from lsat_ray.strategies.base import Plan, Setting, Spec, alone, full_retraining
 
 
 class FineTuning:
-    """Warm-start from period t - 1 on T_t + V_{t-1}; the old adapter is kept when no step beats it on V_t."""
-
-    name = "fine-tuning"
+    """Warm-start from period t - 1 on T_t + V_{t-1}; the old model is kept when no step beats it on V_t."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self._chain: dict[int, AdapterSpec] = {1: full_retraining(setting, 1)}
+        self.name = setting.name("fine-tuning")
+        self._chain: dict[int, Spec] = {1: full_retraining(setting, 1)}
 
-    def spec(self, t: int) -> AdapterSpec:
+    def spec(self, t: int) -> Spec:
         """Return link t of the chain."""
         for i in range(len(self._chain) + 1, t + 1):
             rows = [Slice(i, "train"), Slice(i - 1, "validation")]
@@ -23,4 +21,4 @@ class FineTuning:
 
     def plan(self, t: int) -> Plan:
         """Return link t."""
-        return Plan((self.spec(t),))
+        return alone(self.spec(t))

@@ -1,16 +1,15 @@
-"""The graph of distinct adapters that strategies need over a run of periods."""
+"""The graph of distinct models that strategies need over a run of periods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.strategies.base import Strategy
+from lsat_ray.strategies.base import Spec, Strategy
 
 
-def closure(specs: Iterable[AdapterSpec]) -> list[AdapterSpec]:
+def closure(specs: Iterable[Spec]) -> list[Spec]:
     """Return the specs and everything they start from, each digest once, parents before children."""
-    order: dict[str, AdapterSpec] = {}
+    order: dict[str, Spec] = {}
     stack = [(spec, False) for spec in reversed(list(specs))]
     while stack:  # no recursion: a chain is as long as the stream
         spec, parents_done = stack.pop()
@@ -20,12 +19,13 @@ def closure(specs: Iterable[AdapterSpec]) -> list[AdapterSpec]:
             order[spec.digest] = spec
         else:
             stack.append((spec, True))
-            stack += [(parent, False) for parent in reversed(spec.parents())]
+            parents: tuple[Spec, ...] = spec.parents()
+            stack += [(parent, False) for parent in reversed(parents)]
     return list(order.values())
 
 
-def needed(strategies: Sequence[Strategy], periods: Iterable[int]) -> list[AdapterSpec]:
-    """Return the distinct adapters that must be trained, in an order in which each one's parents come first.
+def needed(strategies: Sequence[Strategy], periods: Iterable[int]) -> list[Spec]:
+    """Return the distinct models that must be trained, in an order in which each one's parents come first.
 
     For the seven rows of Table 2 over periods 10 to 19 these are 39 (methods.md 10).
 

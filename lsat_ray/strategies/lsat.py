@@ -1,6 +1,6 @@
 """LSAT: long- and short-term adapters, merged at inference (CIKM 2024, equations 3 and 4)."""
 
-from lsat_ray.strategies.base import Plan, Setting, full_retraining, long_and_short, pairs, short_term
+from lsat_ray.strategies.base import Plan, Setting, long_and_short, pairs
 
 
 class LsatEN:
@@ -28,8 +28,7 @@ class LsatENFull:
     def plan(self, t: int) -> Plan:
         """Return both adapters and the grid of alpha."""
         search = self.setting.config.search
-        adapters = (full_retraining(self.setting, t), short_term(self.setting, t))
-        return Plan(adapters, "output-ensemble", pairs(search.grid), search.space)
+        return Plan(long_and_short(self.setting, t, t), "output-ensemble", pairs(search.grid), search.space)
 
 
 class LsatTA:

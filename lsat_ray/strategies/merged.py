@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lsat_ray.data.periods import Slice
-from lsat_ray.strategies.base import Fit, Plan, Setting, long_and_short, pairs
+from lsat_ray.strategies.base import Learned, Plan, Setting, long_and_short, pairs
 
 
 class Merged:
@@ -35,7 +35,7 @@ class Merged:
         return Plan(long_and_short(self.setting, t, self.m), self.merge, self.grid, self.space)
 
 
-class Fitted:
+class Gradient:
     """Long-term (m) and short-term adapter under a merge whose weights are fitted on V_t by gradient.
 
     `learned-delta` has a weight for every adapter and module; `gated-ensemble` is a gate that mixes the outputs sample
@@ -51,7 +51,7 @@ class Fitted:
     def plan(self, t: int) -> Plan:
         """Return both adapters and what the weights are fitted on."""
         adapters = long_and_short(self.setting, t, self.m)
-        return Plan(adapters, self.merge, (), fit=Fit(adapters, (Slice(t, "validation"),)))
+        return Plan(adapters, self.merge, (), learned=Learned(adapters, (Slice(t, "validation"),)))
 
 
 class Sml:
@@ -73,7 +73,7 @@ class Sml:
         if t == 1:
             return Plan(adapters, "delta-arithmetic", ((0.5, 0.5),))
         before = long_and_short(self.setting, t - 1, self.m)
-        return replace(Plan(adapters, "learned-delta", ()), fit=Fit(before, (Slice(t, "all"),)))
+        return replace(Plan(adapters, "learned-delta", ()), learned=Learned(before, (Slice(t, "all"),)))
 
 
 def row(
@@ -83,15 +83,15 @@ def row(
     return lambda setting: Merged(setting, name, merge, space, weights)
 
 
-MERGED: dict[str, Callable[[Setting], Merged | Fitted | Sml]] = {
+MERGED: dict[str, Callable[[Setting], Merged | Gradient | Sml]] = {
     "lsat-delta": row("lsat-delta", "delta-arithmetic"),
     "lsat-linear": row("lsat-linear", "peft-linear"),
     "lsat-svd": row("lsat-svd", "svd"),
     "lsat-ties": row("lsat-ties", "ties"),
     "lsat-dare": row("lsat-dare", "dare"),
     "lsat-prune": row("lsat-prune", "magnitude-prune"),
-    "lsat-learned": lambda setting: Fitted(setting, "lsat-learned", "learned-delta"),
-    "reclora-gate": lambda setting: Fitted(setting, "reclora-gate", "gated-ensemble"),
+    "lsat-learned": lambda setting: Gradient(setting, "lsat-learned", "learned-delta"),
+    "reclora-gate": lambda setting: Gradient(setting, "reclora-gate", "gated-ensemble"),
     "lsat-en-logit": row("lsat-en-logit", "output-ensemble", space="logit"),
     "lsat-en-half": row("lsat-en-half", "output-ensemble", weights=(0.5, 0.5)),
     "sml": Sml,

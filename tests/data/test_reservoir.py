@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsat_ray.data.periods import Periods, Slice
-from lsat_ray.data.reservoir import draw, reservoir, training_rows
+from lsat_ray.data.periods import Periods
+from lsat_ray.data.reservoir import draw, reservoir
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 1000))
@@ -58,15 +58,3 @@ def test_it_holds_training_rows_of_passed_periods_only(tiny_periods: Periods, up
     allowed = {i for t in range(1, up_to + 1) for i in range(*tiny_periods.span(t, "train").indices(10**9)[:2])}
     assert set(held.tolist()) <= allowed
     assert len(held) == min(30, len(allowed))
-
-
-def test_training_rows_are_the_slices_and_then_the_reservoir(tiny_periods: Periods) -> None:
-    slices = [Slice(3, "train"), Slice(2, "validation")]
-    plain = tiny_periods.select(slices)
-    assert np.array_equal(training_rows(tiny_periods, slices).row, plain.row)
-    rows = training_rows(tiny_periods, slices, replay=20, seed=4)
-    assert np.array_equal(rows.row[: len(plain)], plain.row)
-    replayed = rows.row[len(plain) :]
-    assert np.array_equal(replayed, tiny_periods.samples.row[reservoir(tiny_periods, 2, 20, 4)])
-    assert set(replayed.tolist()).isdisjoint(plain.row.tolist())
-    assert rows.timestamp[len(plain) :].max() <= tiny_periods.rows(3).timestamp.min()

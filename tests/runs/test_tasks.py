@@ -18,7 +18,7 @@ SETTING = Setting("backbone", "data", Experiment(), 0)
 
 
 def chain(length: int) -> list[Fit]:
-    return [Fit(s, s.last_period) for s in closure([FineTuning(SETTING).spec(length)])]
+    return [Fit(s) for s in closure([FineTuning(SETTING).spec(length)])]
 
 
 def test_a_task_waits_for_what_it_needs() -> None:
@@ -49,8 +49,8 @@ def test_submitting_twice_gives_a_task_once() -> None:
 
 def test_a_restarted_session_gives_back_only_its_own() -> None:
     book = TaskBook()
-    a = Score(Model("a", 1, "frozen"), (Slice(1, "all"),), 1)
-    b = Score(Model("b", 1, "frozen"), (Slice(1, "all"),), 1)
+    a = Score(Model("a", 1, "frozen"), Slice(1, "all"))
+    b = Score(Model("b", 1, "frozen"), Slice(1, "all"))
     book.submit([a, b], set())
     assert (book.take(0), book.take(1)) == (a, b)
     book.restart(0)
@@ -90,9 +90,9 @@ def test_under_any_interleaving_each_task_ends_once_and_parents_first(events: li
     assert finished == [t.key for t in tasks]
 
 
-def test_a_score_task_is_named_by_model_and_rows() -> None:
-    a = Score(Model("a", 1, "frozen"), (Slice(1, "all"),), 1)
-    assert a.key != replace(a, slices=(Slice(1, "train"),)).key
+def test_a_score_task_is_named_by_pass_and_slice() -> None:
+    a = Score(Model("a", 1, "frozen"), Slice(1, "all"))
+    assert a.key != replace(a, slice=Slice(1, "train")).key
     assert a.key != replace(a, model=replace(a.model, weights=(0.5,))).key
     with pytest.raises(AttributeError):
         a.as_of = 2  # type: ignore[misc]

@@ -7,7 +7,7 @@ from lsat_ray.adapters.spec import Regulariser
 from lsat_ray.config import Experiment, ReplayConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.model import OUTPUT_MERGES
+from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES
 from lsat_ray.strategies import STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.cumulative import CUMULATIVE
 from lsat_ray.strategies.evolving import EVOLVING
@@ -15,8 +15,8 @@ from lsat_ray.strategies.graph import needed
 from lsat_ray.strategies.merged import MERGED
 
 
-def setting(names: tuple[str, ...] = (), m: int = 10, rows: tuple[int, ...] = (1000,) * 20) -> Setting:
-    return Setting("b", "d", Experiment(replay=ReplayConfig(long_periods=m), strategies=names), 0, rows)
+def setting(names: tuple[str, ...] = (), m: int = 10, samples: tuple[int, ...] = (1000,) * 20) -> Setting:
+    return Setting("b", "d", Experiment(replay=ReplayConfig(long_periods=m), strategies=names), 0, samples)
 
 
 def plan(name: str, t: int) -> Plan:
@@ -50,7 +50,7 @@ def test_merged_rows(name: str, row: str, merge: str, space: str, candidates: in
     strategy = STRATEGIES[name](setting())
     made = plan(name, 14)
     assert (strategy.name, made.merge, made.space, len(made.grid)) == (row, merge, space, candidates)
-    assert made.fit is None
+    assert made.learned is None
     assert made.adapters == plan("lsat-en", 14).adapters
 
 
@@ -61,20 +61,20 @@ def test_the_fixed_ensemble_is_fixed() -> None:
 def test_learned_weights_are_fitted_on_the_validation_rows_of_t() -> None:
     made = plan("lsat-learned", 14)
     assert (made.merge, made.grid) == ("learned-delta", ())
-    assert made.fit is not None
-    assert made.fit.adapters == made.adapters == plan("lsat-en", 14).adapters
-    assert made.fit.rows == (Slice(14, "validation"),)
+    assert made.learned is not None
+    assert made.learned.adapters == made.adapters == plan("lsat-en", 14).adapters
+    assert made.learned.slices == (Slice(14, "validation"),)
 
 
 def test_sml_learns_on_the_period_after_the_adapters_it_merges() -> None:
     made = plan("sml", 14)
     assert made.adapters == plan("lsat-en", 14).adapters
-    assert made.fit is not None
-    assert made.fit.adapters == plan("lsat-en", 13).adapters
-    assert made.fit.rows == (Slice(14, "all"),)
-    assert all(s.period < 14 for a in made.fit.adapters for s in (*a.train, *a.validation))
+    assert made.learned is not None
+    assert made.learned.adapters == plan("lsat-en", 13).adapters
+    assert made.learned.slices == (Slice(14, "all"),)
+    assert all(s.period < 14 for a in made.learned.adapters for s in (*a.train, *a.validation))
     first = plan("sml", 1)
-    assert (first.fit, first.merge, first.grid) == (None, "delta-arithmetic", ((0.5, 0.5),))
+    assert (first.learned, first.merge, first.grid) == (None, "delta-arithmetic", ((0.5, 0.5),))
 
 
 @pytest.mark.parametrize("name", sorted(EVOLVING))
@@ -101,12 +101,12 @@ def test_peso_and_its_controls_differ_in_the_penalty_alone() -> None:
 
 
 def test_replay_asks_for_half_a_period_and_for_its_size() -> None:
-    spec = STRATEGIES["replay"](setting(rows=(1000, 1001, 600))).plan(3).adapters[0]
+    spec = STRATEGIES["replay"](setting(samples=(1000, 1001, 600))).plan(3).adapters[0]
     assert spec.replay == 300
     assert spec.init is not None
     assert (spec.init.replay, spec.init.init.replay if spec.init.init else None) == (500, 0)
-    with pytest.raises(LsatError, match=r"Setting\.rows"):
-        STRATEGIES["replay"](setting(rows=())).plan(2)
+    with pytest.raises(LsatError, match=r"Setting\.samples"):
+        STRATEGIES["replay"](setting(samples=())).plan(2)
 
 
 @pytest.mark.parametrize("name", sorted(CUMULATIVE))
@@ -140,7 +140,8 @@ def test_every_plan_can_be_carried_out(name: str) -> None:
         made = STRATEGIES[name](setting()).plan(t)
         if made is None:
             continue
-        assert made.merge in {"single", *OUTPUT_MERGES, *PARAMETER_MERGES}
-        assert all(len(w) == len(made.adapters) for w in made.grid)
-        assert bool(made.grid) != bool(made.fit)
-        assert (made.merge == "single") == (len(made.adapters) == 1)
+        assert made.merge in {"single", FROZEN, CLASSICAL, IN_CONTEXT, *OUTPUT_MERGES, *PARAMETER_MERGES}
+        assert bool(made.grid) != bool(made.learned)
+        assert (made.merge in ("single", CLASSICAL)) == (len(made.adapters) == 1)
+        if made.adapters:
+            assert all(len(w) == len(made.adapters) for w in made.grid)

@@ -38,16 +38,16 @@ def test_the_snippet_adds_a_strategy() -> None:
         added = [n for n in STRATEGIES if n not in before]
         assert added, "the snippet does not register its strategy in STRATEGIES"
         config = Experiment(strategies=("lsat-en", *added), replay=ReplayConfig(long_periods=3))
-        setting = Setting("backbone", "data", config, seed=0, rows=(100,) * 8)
+        setting = Setting("backbone", "data", config, seed=0, samples=(100,) * 8)
         strategies = make(setting)
         for t in range(1, 8):
             for strategy in strategies[1:]:
                 plan = strategy.plan(t)
                 if plan is None:
                     continue
-                assert plan.merge in {"single", "output-ensemble", *PARAMETER_MERGES}
+                assert plan.merge in {"single", "frozen", "output-ensemble", *PARAMETER_MERGES}
                 assert all(len(w) == len(plan.adapters) for w in plan.grid)
-                assert max(s.last_period for s in closure(plan.specs())) <= t
+                assert all(s.last_period <= t for s in closure(plan.specs()))
         assert needed(strategies, range(3, 8))
     finally:
         for name in set(STRATEGIES) - set(before):

@@ -21,7 +21,7 @@ GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 def setting(m: int = 10, seed: int = 0, names: tuple[str, ...] = TABLE_2) -> Setting:
     config = Experiment(replay=ReplayConfig(long_periods=m), strategies=names)
-    return Setting(backbone="b", data="d", config=config, seed=seed, rows=(1000,) * 20)
+    return Setting(backbone="b", data="d", config=config, seed=seed, samples=(1000,) * 20)
 
 
 def rows(*spans: tuple[str, int, int]) -> set[Slice]:
@@ -81,7 +81,7 @@ def test_pairs_name_the_adapters_of_the_single_rows(t: int) -> None:
 
 
 def test_merges_grids_and_row_names() -> None:
-    made = dict(zip(TABLE_2, make(setting(m=4)), strict=True))
+    made = dict(zip((*TABLE_2, "frozen"), make(setting(m=4)), strict=True))
     assert made["lsat-en"].name == "lsat-en(4)"
     assert made["lsat-ta"].name == "lsat-ta(4)"
     assert made["lsat-en-full"].name == "lsat-en(full)"
@@ -127,8 +127,8 @@ def test_no_plan_reads_past_its_period(name: str) -> None:
             plan = strategy.plan(t)
             if plan is None:
                 continue
-            assert max(s.last_period for s in closure(plan.specs())) <= t
-            assert all(s.period <= t for s in (plan.fit.rows if plan.fit else ()))
+            assert all(s.last_period <= t for s in closure(plan.specs()))
+            assert all(s.period <= t for s in (plan.learned.slices if plan.learned else ()))
             assert [a.digest for a in STRATEGIES[name](setting(m)).plan(t).adapters] == [
                 a.digest for a in plan.adapters
             ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from lsat_ray.data.periods import Slice
-from lsat_ray.distributed.study import Study
 from lsat_ray.evaluation.leakage import LeakageError
-from lsat_ray.strategies.base import Fit
+from lsat_ray.runs.check import check
+from lsat_ray.runs.context import Run
+from lsat_ray.runs.study import audit
+from lsat_ray.strategies import make
+from lsat_ray.strategies.base import Learned
 from lsat_ray.strategies.full_retraining import FullRetraining
 
 
@@ -32,26 +34,36 @@ class Poisoned(FullRetraining):
             return replace(plan, adapters=(replace(spec, validation=(Slice(t + 1, "validation"),)),))
         if self.where == "parent":
             return replace(plan, adapters=(replace(spec, init=replace(spec, train=(future,))),))
-        return replace(plan, fit=Fit(plan.adapters, (future,)))
+        return replace(plan, learned=Learned(plan.adapters, (future,)))
+
+
+class Audited(NamedTuple):
+    """What the audit looks at of a run."""
+
+    config: Any
+    periods: Any
+    tested: range
+    strategies: Any
+    say: Any
+
+    plans = Run.plans
 
 
 @pytest.fixture
-def study(tiny_experiment: Any, tmp_path: Path) -> Study:
-    study = Study(tiny_experiment, tmp_path, lambda _: None)
-    study.check()
-    study.fingerprint = "backbone"
-    study.last, study.tested = study.periods.count, range(3, study.periods.count + 1)
-    study.rows = {0: study.strategies(study.setting(0))}
-    return study
+def run(tiny_experiment: Any) -> Audited:
+    checked = check(tiny_experiment)
+    rows = {0: make(checked.setting("backbone", 0))}
+    return Audited(tiny_experiment, checked.periods, range(3, checked.periods.count + 1), rows, lambda _: None)
 
 
-def test_the_paper_s_rows_are_clean(study: Study) -> None:
-    study._audit()
+def test_the_papers_rows_are_clean(run: Any) -> None:
+    audit(run)
 
 
 @pytest.mark.parametrize("where", ["training", "selection", "parent", "coefficients"])
-def test_a_strategy_that_reads_the_future_is_caught(study: Study, where: str) -> None:
-    study.rows[0].append(Poisoned(study.setting(0), where))  # type: ignore[arg-type]
-    study.rows[0][-1].name = "poisoned"
+def test_a_strategy_that_reads_the_future_is_caught(run: Any, where: str) -> None:
+    poisoned = Poisoned(check(run.config).setting("backbone", 0), where)
+    poisoned.name = "poisoned"
+    run.strategies[0].append(poisoned)
     with pytest.raises(LeakageError, match=r"leakage into the test on period 3: .* rows of D_3"):
-        study._audit()
+        audit(run)

@@ -1,4 +1,4 @@
-"""One rank of a session, in this process, on the real stream actor."""
+"""A worker in this process, over the stream in this process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from lsat_ray.config import EngineConfig, Experiment, PromptConfig
 from lsat_ray.data.periods import Periods, Slice
-from lsat_ray.distributed.replay import StreamReplayer
-from lsat_ray.distributed.worker import Worker
+from lsat_ray.data.stream import Stream
+from lsat_ray.runs.worker import Worker
 from lsat_ray.runs.tasks import Context, Fit
 from lsat_ray.strategies.base import Setting, full_retraining
 from lsat_ray.training.fit import TorchEngine
-
-pytestmark = pytest.mark.ray
 
 
 class Death(Exception):
@@ -37,17 +34,21 @@ class Mortal(TorchEngine):
         super().step(lr)
 
 
-@pytest.fixture(scope="module")
-def replayer(ray_cluster: None, tiny_periods: Periods) -> Any:
-    actor = StreamReplayer.remote([ray.put(tiny_periods)], 1)  # type: ignore[attr-defined]
-    for t in range(1, tiny_periods.count + 1):
-        ray.get(actor.arrive.remote(t))
-    return actor
+@pytest.fixture
+def stream(tiny_periods: Periods) -> Stream:
+    return Stream(tiny_periods, watermark=tiny_periods.count)
 
 
-def worker(config: Experiment, periods: Periods, backbone: Path, folder: Path, replayer: Any) -> Worker:
-    context = Context(config, str(backbone), str(folder / "adapters"), periods.titles, replayer)
-    return Worker(context, config.engine, rank=0)
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def worker(
+    config: Experiment, periods: Periods, backbone: Path, folder: Path, stream: Stream, said: list[str]
+) -> Worker:
+    context = Context(config, str(backbone), str(folder / "adapters"), periods.titles)
+    return Worker(context, config.engine, stream, lambda _: TorchEngine(), said.append)
 
 
 def setting(config: Experiment, periods: Periods) -> Setting:
@@ -58,26 +59,26 @@ def test_a_killed_session_goes_on_in_the_middle_of_its_adapter(
     tiny_experiment: Experiment,
     tiny_periods: Periods,
     tiny_backbone_folder: Path,
-    replayer: Any,
+    stream: Stream,
+    said: list[str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     engine = EngineConfig(kind="torch", workers=1, checkpoint_every=3)
     recipe = tiny_experiment.recipe.model_copy(update={"batch_size": 16, "epochs": 2})
     config = tiny_experiment.model_copy(update={"engine": engine, "recipe": recipe})
-    task = Fit(full_retraining(setting(config, tiny_periods), 2), 2)
-    whole = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "whole", replayer)
+    task = Fit(full_retraining(setting(config, tiny_periods), 2))
+    whole = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "whole", stream, said)
     whole.run(task)
-    killed = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "killed", replayer)
+    killed = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "killed", stream, said)
     killed.engine = Mortal()
     with pytest.raises(Death):
         killed.run(task)
     states = tmp_path / "killed" / "train" / "states" / task.key
     assert [p.name for p in states.iterdir()] == ["step-00000003"]
-    again = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "killed", replayer)
-    facts = again.run(task)
-    assert "resumed at step 3" in capsys.readouterr().out
-    assert facts["steps"] > 4
+    again = worker(config, tiny_periods, tiny_backbone_folder, tmp_path / "killed", stream, said)
+    again.run(task)
+    assert said == ["training: resumed at step 3"]
+    assert again.store.manifest(task.key)["facts"]["steps"] > 4
     assert not states.exists()
     expected, found = (w.store.load(task.key).state for w in (whole, again))
     assert all(torch.equal(found[k], expected[k]) for k in expected)
@@ -88,13 +89,13 @@ def test_what_shares_a_history_is_encoded_together(
     tiny_experiment: Experiment,
     tiny_periods: Periods,
     tiny_backbone_folder: Path,
-    replayer: Any,
+    stream: Stream,
     tmp_path: Path,
     layout: Any,
 ) -> None:
     prompt = PromptConfig(layout=layout, targets=8)
     config = tiny_experiment.model_copy(update={"prompt": prompt, "engine": EngineConfig(kind="torch", workers=1)})
-    mine = worker(config, tiny_periods, tiny_backbone_folder, tmp_path, replayer)
+    mine = worker(config, tiny_periods, tiny_backbone_folder, tmp_path, stream, [])
     slices = (Slice(1, "train"), Slice(2, "train"), Slice(1, "validation"))
     encoded = mine.encode(slices, as_of=2)
     rows = tiny_periods.select(slices)

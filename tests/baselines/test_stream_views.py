@@ -10,12 +10,12 @@ import pytest
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.features import _CACHE, side_table
 from lsat_ray.data.periods import Periods
-from lsat_ray.distributed.replay import Stream
+from lsat_ray.data.stream import Stream
 
 
 def stream_of(periods: Periods) -> Stream:
     """Return the stream after its last period has arrived, as a study meets it."""
-    stream = Stream(periods, lookahead=1)
+    stream = Stream(periods)
     for t in range(1, periods.count + 1):
         stream.arrive(t)
     return stream

@@ -1,0 +1,97 @@
+"""The Ray backend: stream actor, training sessions (Train, DeepSpeed), search (Tune) and endpoint (Serve)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from lsat_ray.config import Experiment
+from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.distributed import cluster, serving
+from lsat_ray.distributed.search import search
+from lsat_ray.distributed.stream import StreamReplayer, again
+from lsat_ray.distributed.training import TrainingSessions
+from lsat_ray.runs.backend import Counts, Say
+from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.tasks import Context, Task
+from lsat_ray.scoring.model import Model
+from lsat_ray.scoring.served import read_current
+
+
+class RayBackend:
+    """Workers, stream, search and endpoint on a Ray cluster: the one that is connected, or one that it starts here."""
+
+    def __init__(self, config: Experiment) -> None:
+        self.config = config
+        self._here = False
+        self._sessions: TrainingSessions | None = None
+        self._replayer: Any = None
+        self._handle: Any = None
+
+    def begin(self, run_dir: Path, say: Say) -> None:
+        """Join the cluster or start one, and let the training sessions start."""
+        self._run_dir, self._say = run_dir, say
+        self._here = cluster.connect()
+        say("starting the training sessions")
+        self._sessions = TrainingSessions(self.config.engine, run_dir)
+
+    def open(self, context: Context, periods: Periods, serve: bool) -> None:
+        """Start the stream, tell the sessions what they work on, and start the endpoint."""
+        assert self._sessions is not None
+        lookahead = self.config.replay.lookahead
+        self._replayer = StreamReplayer.remote([ray.put(periods)], lookahead, str(self._run_dir))  # type: ignore[attr-defined]
+        ray.get(self._replayer.rewind.remote())
+        self._sessions.open(context, self._replayer)
+        if serve:
+            self._say("starting the endpoint")
+            weights, store = Path(context.backbone), Path(context.store)
+            self._handle = serving.start(self.config, weights, context.titles, store, self._run_dir)
+
+    def arrive(self, period: int) -> None:
+        """Let a period arrive."""
+        ray.get(self._replayer.arrive.remote(period))
+
+    def do(self, tasks: Sequence[Task], present: set[str], counts: Counts | None = None) -> dict[str, Any]:
+        """Let the sessions do tasks."""
+        assert self._sessions is not None
+        return self._sessions.run(tasks, present, counts)
+
+    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
+        """Measure candidates in a Tune experiment."""
+        return search(name, candidates, label, self._run_dir / "search")
+
+    def publish(self, models: Sequence[Model], version: int) -> None:
+        """Let every replica prepare the models, commit, and flip."""
+        serving.publish(self._handle, models, version, self.config.serve.replicas, self._run_dir)
+
+    def serving(self) -> int | None:
+        """Return the version that was committed last."""
+        current = read_current(self._run_dir)
+        return None if current is None else current.version
+
+    def score_served(self, period: int, strategies: Sequence[str]) -> dict[str, tuple[Model, np.ndarray]]:
+        """Score D_period in bulk through the endpoint."""
+
+        def ask() -> Any:
+            (samples,) = ray.get(self._replayer.read.remote([Slice(period, "all")], period))
+            return self._handle.score_bulk.remote(samples, list(strategies)).result()
+
+        bulk = again(ask)
+        return {name: (bulk.models[name], bulk.scores[name]) for name in strategies}
+
+    def close(self) -> None:
+        """End the sessions, the stream, the endpoint unless it is to be kept, and the cluster that was started here."""
+        if self._sessions:
+            self._sessions.close()
+        if self._replayer:
+            ray.kill(self._replayer)
+        keep = self.config.serve.keep
+        if self._handle and not keep:
+            serving.stop()
+        if self._here and not keep:
+            cluster.disconnect()
+        self._sessions = self._replayer = self._handle = None

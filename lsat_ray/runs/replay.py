@@ -1,0 +1,62 @@
+"""The replay: a period arrives, is scored by what is served, is trained on; then the next models are served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsat_ray.config import Experiment
+from lsat_ray.runs import results, steps
+from lsat_ray.runs.backend import Backend, Say
+from lsat_ray.runs.check import Checked
+from lsat_ray.runs.context import Run, opened
+from lsat_ray.strategies.graph import needed
+
+
+def replay(config: Experiment, runs_dir: Path, backend: Backend, say: Say, checked: Checked | None = None) -> Path:
+    """Replay the stream once per seed, test-then-train, through the endpoint; return the run's folder.
+
+    The same call resumes: every stage is skipped when the ledger has it.
+
+    Raises:
+        LsatError: on bad input, before anything is written.
+    """
+    with opened(config, runs_dir, backend, say, serve=True, checked=checked) as run:
+        for seed in config.seeds:
+            _replay(run, seed)
+        results.write(run)
+    return run.folder.path
+
+
+def _replay(run: Run, seed: int) -> None:
+    first, last = run.config.first_test, run.periods.count
+    wanted = needed(run.strategies[seed], range(first - 1, last))
+    for t in range(1, last + 1):
+        run.backend.arrive(t)
+        if t >= first:
+            steps.measure_served(run, seed, t)
+            steps.measure(run, seed, [t])
+            _say_scores(run, seed, t)
+        if t == last:
+            break
+        newest = [s for s in wanted if s.last_period == t]
+        if missing := sum(s.digest not in run.store for s in newest):
+            run.say(f"period {t}: training {missing} models")
+        steps.train(run, t, newest)
+        if t >= first - 1:
+            steps.choose(run, seed, [t], run.backend.search)
+            steps.publish(run, seed, t)
+            _say_chosen(run, seed, t)
+
+
+def _say_scores(run: Run, seed: int, t: int) -> None:
+    found = {s.name: run.ledger.get(seed, s.name, t, "score") for s in run.strategies[seed]}
+    line = ", ".join(f"{n} {r['auc']:.3f}" for n, r in found.items() if r)
+    run.say(f"period {t}: {len(run.periods.rows(t))} samples scored through the endpoint: AUC {line}")
+
+
+def _say_chosen(run: Run, seed: int, t: int) -> None:
+    plans = {n: p for n, p in run.plans(seed, t).items() if len(p.grid) > 1}
+    found = {n: run.ledger.get(seed, n, t, "search", p.digest) for n, p in plans.items()}
+    line = ", ".join(f"{n} {r['weights'][0]:.1f}" for n, r in found.items() if r)
+    if line:
+        run.say(f"period {t}: chosen on V_{t}: {line}")

@@ -19,7 +19,10 @@ class Node(BaseModel):
 
 
 class SyntheticConfig(Node):
-    """The embedded stream with known truth (`data/synthetic.py`)."""
+    """The embedded stream with known truth (`data/synthetic.py`): what `data.keep_last` asks for after a warm-up.
+
+    Time is counted in samples of the whole stream, never in periods: every cut of a stream has the same labels.
+    """
 
     users: int = Field(400, ge=2)
     """Users over the whole stream."""
@@ -34,9 +37,13 @@ class SyntheticConfig(Node):
     quality: float = Field(0.7, ge=0)
     """Standard deviation of an attribute's stable quality."""
     drift: float = Field(1.2, ge=0)
-    """Stationary standard deviation of the trend over attributes (short-term preference); 0 switches drift off."""
-    half_life: float = Field(4.0, gt=0)
-    """Periods after which half of a trend is forgotten (AR(1) with coefficient 0.5 ** (1 / half_life))."""
+    """Stationary standard deviation of the trend over attributes (everyone's short-term preference); 0 for none."""
+    half_life: float = Field(2000.0, gt=0)
+    """Samples (not periods) after which half of a trend is forgotten."""
+    interest: float = Field(0.0, ge=0)
+    """Stationary standard deviation of a user's own short-lived interest in each attribute (short-term preference)."""
+    interest_half_life: float = Field(2000.0, gt=0)
+    """Samples of the whole stream after which half of a user's interest is forgotten."""
     new_users: float = Field(0.3, ge=0, le=1)
     """Share of users who arrive during the periods rather than before them."""
     new_items: float = Field(0.3, ge=0, le=1)
@@ -74,7 +81,8 @@ class DataConfig(Node):
     ties: Literal["file-order", "exclude"] = "file-order"
     """Whether a history may hold events of the target's own second (`file-order`, as in the paper's code) or not."""
     keep_last: int | None = Field(None, ge=1)
-    """Keep the last that many samples in time as the periods; what is before them is the backbone's."""
+    """Keep the last that many samples in time as the periods; what is before them is the backbone's. The synthetic
+    stream is made that long, after its warm-up (null: 10,000)."""
     start: int | None = None
     """Unix second: targets before it are before the first period."""
     end: int | None = None

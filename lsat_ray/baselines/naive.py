@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from lsat_ray.data.interactions import ORACLES
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 
 LIKE_SHARE = "like-share"
 ITEM_RATE = "item-rate"
 SUM = "like-share+item-rate"
+ORACLE = "oracle"
 NAMES = (LIKE_SHARE, ITEM_RATE, SUM)
 """Rows of the results table, in this order."""
 
@@ -47,15 +49,15 @@ def naive_scores(samples: Samples, warmup: int) -> dict[str, np.ndarray]:
     return {LIKE_SHARE: share, ITEM_RATE: rate, SUM: share + rate}
 
 
-def oracle_score(samples: Samples) -> np.ndarray:
-    """Return the true P(like) [N] of a synthetic stream: no score can reach a better AUC in expectation.
+def oracle_scores(samples: Samples) -> dict[str, np.ndarray]:
+    """Return what the oracles of a synthetic stream say, name -> float64 [N]; empty for a real log.
 
-    Raises:
-        LsatError: when the log is real and its truth unknown.
+    No score has a better AUC in expectation than `oracle`, the true P(like); the others (`interactions.ORACLES`) know
+    half of it.
     """
-    if samples.probability is None:
-        raise LsatError("oracle: the true probability is known for data.format synthetic only; drop the oracle row")
-    return samples.probability
+    if samples.probability is None or samples.oracles is None:
+        return {}
+    return {ORACLE: samples.probability, **dict(zip(ORACLES, samples.oracles.T, strict=True))}
 
 
 def _base_rate(label: np.ndarray, warmup: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from lsat_ray.baselines import classical
-from lsat_ray.baselines.naive import naive_scores
+from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores
 from lsat_ray.baselines.spec import ClassicalRecipe
 from lsat_ray.baselines.training import State, auc
 from lsat_ray.config import DataConfig, PeriodsConfig
@@ -57,8 +57,8 @@ def replay(name: str, periods: Periods, seed: int, recipe: ClassicalRecipe) -> l
         state = fitted.state
         scores = classical.score(spec, state, periods, periods.rows(period + 1))
         record = measure(periods, period + 1, scores, recipe)
-        cost = {"epoch": fitted.best_epoch, "fit_cpu_s": cpu, "fit_wall_s": round(fitted.seconds, 3)}
-        records.append({"row": name, "seed": seed, **record, **cost})
+        cost = {"epoch": fitted.best_epoch, "steps": fitted.steps, "stopped_by": fitted.stopped_by, "fit_cpu_s": cpu}
+        records.append({"row": name, "seed": seed, **record, **cost, "fit_wall_s": round(fitted.seconds, 3)})
     return records
 
 
@@ -79,7 +79,7 @@ def checkpointed(path: Path, name: str, periods: Periods, seed: int, recipe: Cla
 
 def naive_records(periods: Periods, recipe: ClassicalRecipe) -> list[Record]:
     """Return the naive rows in the same shape."""
-    found = naive_scores(periods.samples, periods.borders[0])
+    found = naive_scores(periods.samples, periods.borders[0]) | {PERIOD_RATE: item_rate_by_period(periods)}
     return [
         {"row": n, "seed": -1, **measure(periods, t, s[periods.span(t)], recipe)}
         for n, s in found.items()
@@ -116,7 +116,6 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=None, help="rows to run (default: all)")
-    parser.add_argument("--side", default="stream", choices=["none", "history", "stream"])
     parser.add_argument("--epochs", type=int, default=ClassicalRecipe().epochs)
     parser.add_argument("--patience", type=int, default=ClassicalRecipe().patience)
     parser.add_argument("--threads", type=int, default=1)
@@ -128,7 +127,7 @@ def main() -> None:
         format="movielens", path=str(args.log), keep_last=args.keep_last, positive_above=args.positive_above
     )
     periods = cut(read(args.log, data.positive_above), data, PeriodsConfig(number=args.periods))
-    recipe = ClassicalRecipe(side=args.side, epochs=args.epochs, patience=args.patience)
+    recipe = ClassicalRecipe(epochs=args.epochs, patience=args.patience)
     records = naive_records(periods, recipe)
     for seed in args.seeds:
         plans = classical.rows(periods.fingerprint, seed, recipe)
@@ -142,7 +141,7 @@ def main() -> None:
     first = args.periods // 2 + 1
     head = (
         f"Mean over tested periods {first}..{args.periods}, {args.keep_last // args.periods} samples each; "
-        f"side features: {args.side}; at most {args.epochs} epochs, patience {args.patience}; "
+        f"side features: as the row's name says; at most {args.epochs} epochs, patience {args.patience}; "
         f"{args.threads} thread(s). Cold: the item was no target in any training row.\n\n"
     )
     missing = [name for name in classical.rows(periods.fingerprint, 0, recipe) if name not in set(table.row)]

@@ -197,6 +197,46 @@ class Recipe(Node):
     """Largest norm of the gradient."""
 
 
+class ClassicalRecipe(Node):
+    """How a classical rival is fitted; part of its identity. The first block is the paper's, the second is ours."""
+
+    width: int = Field(64, ge=1)
+    """Embedding and hidden width."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of Adam, whose state starts anew in every period."""
+    batch_size: int = Field(256, ge=1)
+    """Samples a step."""
+    weight_decay: float = Field(1e-5, ge=0)
+    """L2 added to the gradient; in embedding tables only to rows that the batch touches (see `training.py`)."""
+    loss: Literal["mse", "bce"] = "mse"
+    """Squared error of the raw score, or logistic loss."""
+    epochs: int = Field(50, ge=1)
+    """Most passes over the rows; enough that patience ends a fit, not this."""
+    patience: int = Field(5, ge=1)
+    """Epochs in a row without a better validation AUC after which fitting stops."""
+
+    side: Literal["none", "period", "online"] = "none"
+    """Counts of the stream that a model sees (`features.py`): none, as in the paper; up to the end of the model's own
+    last period; up to the scored row. Rows named `+side@period` and `+side` see the second and the third whatever this
+    says."""
+    table_lr: float = Field(0.3, gt=0)
+    """Learning rate of the embedding tables, as a share of `lr`: a row that is touched once moves far under Adam."""
+    warmup_rows: int = Field(20_000, ge=0)
+    """With the spec's `warmup`: the newest that many samples before D_1 are trained on (more gave nothing)."""
+    biases: bool = True
+    """Learn a bias for every item (and user, in MF)."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout inside the network."""
+    init_scale: float = Field(0.01, gt=0)
+    """Standard deviation of fresh embedding rows; what a cold id is scored with."""
+    history_vector: bool = True
+    """MF: add the mean of the history's signed item vectors to the user's vector, so that new users have one."""
+    penalty: float = Field(1e-4, gt=0)
+    """Logistic regression: L2 penalty, per sample."""
+    online_lr: float = Field(0.01, gt=0)
+    """Logistic regression, fine-tuning: constant learning rate of stochastic gradient descent."""
+
+
 class EngineConfig(Node):
     """Where and how adapters are trained; not part of their identity."""
 
@@ -308,6 +348,7 @@ class Experiment(Node):
     prompt: PromptConfig = PromptConfig()
     lora: LoraSettings = LoraSettings()
     recipe: Recipe = Recipe()
+    baselines: ClassicalRecipe = ClassicalRecipe()
     engine: EngineConfig = EngineConfig()
     search: SearchConfig = SearchConfig()
     serve: ServeConfig = ServeConfig()

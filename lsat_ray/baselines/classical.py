@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lsat_ray.baselines.logistic import fit_logistic, score_logistic
-from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec, ModelName
+from lsat_ray.baselines.spec import LEARNERS, ClassicalRecipe, ClassicalSpec, ModelName, named
 from lsat_ray.baselines.training import Fitted, State, fit_network, score_network
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.windows import Samples
@@ -115,12 +115,13 @@ RULES: dict[str, Callable[..., ClassicalSpec]] = {"full-retraining": full_retrai
 def rows(
     data: str, seed: int, recipe: ClassicalRecipe | None = None, warmup: bool = True
 ) -> dict[str, Callable[[int], ClassicalSpec]]:
-    """Return, for every strategy row (`mf/full-retraining`, ...), the function from period to spec."""
+    """Return, for every row (`mf/full-retraining`, `mf+side/fine-tuning`, ...), the function from period to spec."""
 
-    def plan(model: ModelName, rule: str) -> Callable[[int], ClassicalSpec]:
-        return lambda period: RULES[rule](model, data, period, seed, recipe, warmup)
+    def plan(learner: str, rule: str) -> Callable[[int], ClassicalSpec]:
+        model, mine = named(learner, recipe or ClassicalRecipe())
+        return lambda period: RULES[rule](model, data, period, seed, mine, warmup)
 
-    return {f"{model}/{rule}": plan(model, rule) for model in MODELS for rule in RULES}
+    return {f"{learner}/{rule}": plan(learner, rule) for learner in LEARNERS for rule in RULES}
 
 
 def _check(spec: ClassicalSpec, periods: Periods) -> None:

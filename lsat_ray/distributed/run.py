@@ -149,7 +149,7 @@ class Run:
 
     def classical_rows(self, seed: int) -> dict[str, Callable[[int], ClassicalSpec]]:
         """Return, for every configured classical row, the function from period to spec."""
-        rows = classical.rows(self.periods.fingerprint, seed)
+        rows = classical.rows(self.periods.fingerprint, seed, self.config.baselines)
         return {n: rows[n] for n in self.classical_names}
 
     @cached_property

@@ -60,7 +60,10 @@ def test_everything_that_decides_weights_changes_the_digest() -> None:
 
 def test_rows_are_every_model_under_both_rules() -> None:
     assert set(classical.rows("d", 0)) == {
-        f"{m}/{r}" for m in classical.MODELS for r in ("full-retraining", "fine-tuning")
+        f"{m}{s}/{r}"
+        for m in classical.MODELS
+        for s in ("", "+side", "+side@period")
+        for r in ("full-retraining", "fine-tuning")
     }
 
 
@@ -136,3 +139,37 @@ def test_validation_rows_of_one_class_do_not_stop_a_fit(periods: Any, model: Any
     made = replace(periods, samples=replace(periods.samples, label=label), fingerprint="one-class")
     fitted = classical.fit(classical.full_retraining(model, "one-class", 1, 0, RECIPE), made)
     assert np.isfinite(fitted.validation_scores).all()
+
+
+NETWORKS = [m for m in classical.MODELS if m != "logistic"]
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize("side", ["none", "online"])
+def test_a_fresh_fit_leaves_its_start_and_waits_before_it_stops(periods: Any, model: Any, side: str) -> None:
+    """A head that starts at its ridge solution is hard to beat in one pass: that must not end the fit."""
+    recipe = RECIPE.model_copy(update={"side": side, "epochs": 12, "patience": 2})
+    fitted = classical.fit(classical.full_retraining(model, periods.fingerprint, 2, 0, recipe), periods)
+    assert fitted.best_epoch >= 1
+    assert (fitted.stopped_by == "patience") == (fitted.epochs - fitted.best_epoch >= 2)
+    assert fitted.stopped_by == "patience" or fitted.epochs == 12
+    assert fitted.steps == fitted.epochs * 3  # 670 rows in batches of 256
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_the_old_weights_use_up_no_patience_and_win_a_tie(periods: Any, model: Any) -> None:
+    """On validation rows of one kind nothing beats the start: it is kept, after as many passes as without it."""
+    recipe = RECIPE.model_copy(update={"epochs": 5, "patience": 2, "lr": 1e-9, "online_lr": 1e-12})
+    plan = classical.rows(periods.fingerprint, 0, recipe)[f"{model}/fine-tuning"]
+    first = classical.fit(plan(1), periods)
+    kept = classical.fit(plan(2), periods, first.state)
+    moved = classical.fit(replace(plan(2), keep_old=False), periods, first.state)
+    assert kept.epochs == moved.epochs and kept.stopped_by == moved.stopped_by
+    assert kept.best_epoch == 0 and all(torch.equal(kept.state[k], first.state[k]) for k in first.state)
+    assert moved.best_epoch >= 1
+
+
+def test_a_budget_that_is_used_up_is_said(periods: Any) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 1, "patience": 1})
+    fitted = classical.fit(classical.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods)
+    assert fitted.stopped_by == "budget" and fitted.epochs == 1

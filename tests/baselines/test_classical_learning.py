@@ -90,7 +90,7 @@ def test_side_features_are_used(plant: Any, model: str) -> None:
     periods = plant(share, history_likes=None)
     rows = periods.rows(2)
     best = auc(rows.label, rows.history_label.mean(axis=1))
-    assert outcome(model, periods) > best - 0.02
+    assert outcome(model, periods, side="online") > best - 0.02
 
 
 @pytest.mark.parametrize("model", classical.MODELS)
@@ -101,4 +101,4 @@ def test_no_signal_no_skill(plant: Any, model: str) -> None:
 @pytest.mark.parametrize("model", ["mf", "logistic"])
 @pytest.mark.parametrize("loss", ["mse", "bce"])
 def test_both_losses_learn(plant: Any, model: str, loss: str) -> None:
-    assert outcome(model, plant(share, history_likes=None), loss=loss) > 0.75
+    assert outcome(model, plant(share, history_likes=None), loss=loss, side="online") > 0.75

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import pandas as pd
 import torch
 
 from lsat_ray.baselines import classical
-from lsat_ray.baselines.naive import naive_scores
-from lsat_ray.baselines.spec import ClassicalRecipe
+from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores
+from lsat_ray.baselines.spec import LEARNERS, ClassicalSpec
 from lsat_ray.baselines.training import State, auc
-from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.config import ClassicalRecipe, DataConfig, Experiment, PeriodsConfig
 from lsat_ray.data.movielens import read
 from lsat_ray.data.periods import Periods, cut
+from lsat_ray.strategies import RULES, STRATEGIES, Setting
 
 Record = dict[str, Any]
 
@@ -44,9 +46,16 @@ def measure(periods: Periods, tested: int, scores: np.ndarray, recipe: Classical
     }
 
 
+def plans_of(periods: Periods, seed: int, recipe: ClassicalRecipe) -> dict[str, Callable[[int], ClassicalSpec]]:
+    """Return, for every classical row, the function from period to spec."""
+    setting = Setting("", periods.fingerprint, Experiment(baselines=recipe), seed)
+    rows = {name: STRATEGIES[name](setting) for name in (f"{m}/{r}" for m in LEARNERS for r in RULES)}
+    return {name: lambda t, row=row: row.plan(t).adapters[0] for name, row in rows.items()}  # type: ignore[misc, union-attr]
+
+
 def replay(name: str, periods: Periods, seed: int, recipe: ClassicalRecipe) -> list[Record]:
     """Return one record a tested period D_2..D_T."""
-    plan = classical.rows(periods.fingerprint, seed, recipe)[name]
+    plan = plans_of(periods, seed, recipe)[name]
     state: State | None = None
     records = []
     for period in range(1, periods.count):
@@ -57,8 +66,8 @@ def replay(name: str, periods: Periods, seed: int, recipe: ClassicalRecipe) -> l
         state = fitted.state
         scores = classical.score(spec, state, periods, periods.rows(period + 1))
         record = measure(periods, period + 1, scores, recipe)
-        cost = {"epoch": fitted.best_epoch, "fit_cpu_s": cpu, "fit_wall_s": round(fitted.seconds, 3)}
-        records.append({"row": name, "seed": seed, **record, **cost})
+        cost = {"epoch": fitted.best_epoch, "steps": fitted.steps, "stopped_by": fitted.stopped_by, "fit_cpu_s": cpu}
+        records.append({"row": name, "seed": seed, **record, **cost, "fit_wall_s": round(fitted.seconds, 3)})
     return records
 
 
@@ -79,7 +88,7 @@ def checkpointed(path: Path, name: str, periods: Periods, seed: int, recipe: Cla
 
 def naive_records(periods: Periods, recipe: ClassicalRecipe) -> list[Record]:
     """Return the naive rows in the same shape."""
-    found = naive_scores(periods.samples, periods.borders[0])
+    found = naive_scores(periods.samples, periods.borders[0]) | {PERIOD_RATE: item_rate_by_period(periods)}
     return [
         {"row": n, "seed": -1, **measure(periods, t, s[periods.span(t)], recipe)}
         for n, s in found.items()
@@ -116,7 +125,6 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=None, help="rows to run (default: all)")
-    parser.add_argument("--side", default="stream", choices=["none", "history", "stream"])
     parser.add_argument("--epochs", type=int, default=ClassicalRecipe().epochs)
     parser.add_argument("--patience", type=int, default=ClassicalRecipe().patience)
     parser.add_argument("--threads", type=int, default=1)
@@ -128,10 +136,10 @@ def main() -> None:
         format="movielens", path=str(args.log), keep_last=args.keep_last, positive_above=args.positive_above
     )
     periods = cut(read(args.log, data.positive_above), data, PeriodsConfig(number=args.periods))
-    recipe = ClassicalRecipe(side=args.side, epochs=args.epochs, patience=args.patience)
+    recipe = ClassicalRecipe(epochs=args.epochs, patience=args.patience)
     records = naive_records(periods, recipe)
     for seed in args.seeds:
-        plans = classical.rows(periods.fingerprint, seed, recipe)
+        plans = plans_of(periods, seed, recipe)
         for name in args.rows or plans:
             digest = plans[name](periods.count - 1).digest[:16]
             path = args.work / f"{name.replace('/', '-')}-{seed}-{digest}.json"
@@ -142,10 +150,10 @@ def main() -> None:
     first = args.periods // 2 + 1
     head = (
         f"Mean over tested periods {first}..{args.periods}, {args.keep_last // args.periods} samples each; "
-        f"side features: {args.side}; at most {args.epochs} epochs, patience {args.patience}; "
+        f"side features: as the row's name says; at most {args.epochs} epochs, patience {args.patience}; "
         f"{args.threads} thread(s). Cold: the item was no target in any training row.\n\n"
     )
-    missing = [name for name in classical.rows(periods.fingerprint, 0, recipe) if name not in set(table.row)]
+    missing = [name for name in plans_of(periods, 0, recipe) if name not in set(table.row)]
     tail = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
     args.out.with_suffix(".md").write_text(head + summary(table, first) + "\n" + tail)
     print(summary(table, first))

@@ -25,12 +25,13 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 
 from lsat_ray.baselines import classical
-from lsat_ray.baselines.spec import ClassicalRecipe
+from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.baselines.training import auc, sizes_of, training_rows
-from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.config import ClassicalRecipe, DataConfig, Experiment, PeriodsConfig
 from lsat_ray.data.movielens import read
 from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.data.windows import Samples
+from lsat_ray.strategies import STRATEGIES, Setting
 
 IDENTITY = ClassicalRecipe(side="none", history_vector=False, epochs=30, patience=3, dropout=0.5, weight_decay=1e-3)
 WIDE = "ours, ids only, epoch selected on V_1..V_t"
@@ -77,7 +78,7 @@ def ours(periods: Periods, period: int, seeds: list[int], recipe: ClassicalRecip
     `wide` selects the epoch on V_1..V_t, which are then not trained on, instead of V_t: 200 rows of a few users, often
     none of them known, choose an epoch almost blindly for a model that has nothing but ids.
     """
-    specs = [classical.full_retraining("mf", periods.fingerprint, period, s, recipe) for s in seeds]
+    specs = [full_retraining(periods, period, s, recipe) for s in seeds]
     if wide:
         past = range(1, period + 1)
         train, held = (tuple(Slice(t, part) for t in past) for part in ("train", "validation"))  # type: ignore[arg-type]
@@ -86,9 +87,15 @@ def ours(periods: Periods, period: int, seeds: list[int], recipe: ClassicalRecip
     return np.stack([classical.score(s, classical.fit(s, periods).state, periods, test) for s in specs])
 
 
+def full_retraining(periods: Periods, period: int, seed: int, recipe: ClassicalRecipe) -> ClassicalSpec:
+    """Return MF trained afresh on everything up to a period."""
+    setting = Setting("", periods.fingerprint, Experiment(baselines=recipe), seed)
+    return STRATEGIES["mf/full-retraining"](setting).plan(period).adapters[0]  # type: ignore[union-attr, return-value]
+
+
 def one_period(periods: Periods, period: int, seeds: list[int]) -> dict[str, Any]:
     """Return the AUC of every model on D_{period + 1}, over all rows and over those of known users and items."""
-    spec = classical.full_retraining("mf", periods.fingerprint, period, 0, IDENTITY)
+    spec = full_retraining(periods, period, 0, IDENTITY)
     train, test = training_rows(spec, periods), periods.rows(period + 1)
     sizes = sizes_of(spec, periods)
     known = np.isin(test.user, train.user) & np.isin(test.item, train.item)

@@ -123,7 +123,7 @@ def main(rate: float = 30.0, seconds: float = 20.0, swaps: int = 20, replicas: i
     from lsat_ray.distributed import serving
 
     data = config.data
-    log = synthetic.generate(data.synthetic, config.periods.number, data.keep_last or 0, data.history)
+    log = synthetic.generate(data.synthetic, data.keep_last or 0, data.history)
     periods = cut(log, data, config.periods)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -33,7 +33,10 @@ from lsat_ray.data.periods import Slice, cut
 
 CONFIG = Experiment.model_validate(
     {
-        "data": {"keep_last": 480, "synthetic": {"users": 40, "items": 60, "warmup": 200, "half_life": 2.0, "seed": 3}},
+        "data": {
+            "keep_last": 480,
+            "synthetic": {"users": 40, "items": 60, "warmup": 200, "half_life": 240.0, "seed": 3},
+        },
         "periods": {"number": 4},
         "backbone": {"device": "cpu", "nano": {"hidden": 32, "vocabulary": 420, "epochs": 0.5}},
         "recipe": {"lr": 5e-3, "batch_size": 25, "epochs": 2, "patience": 9},

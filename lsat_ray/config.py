@@ -19,7 +19,10 @@ class Node(BaseModel):
 
 
 class SyntheticConfig(Node):
-    """The embedded stream with known truth (`data/synthetic.py`)."""
+    """The embedded stream with known truth (`data/synthetic.py`): what `data.keep_last` asks for after a warm-up.
+
+    Time is counted in samples of the whole stream, never in periods: every cut of a stream has the same labels.
+    """
 
     users: int = Field(400, ge=2)
     """Users over the whole stream."""
@@ -34,9 +37,13 @@ class SyntheticConfig(Node):
     quality: float = Field(0.7, ge=0)
     """Standard deviation of an attribute's stable quality."""
     drift: float = Field(1.2, ge=0)
-    """Stationary standard deviation of the trend over attributes (short-term preference); 0 switches drift off."""
-    half_life: float = Field(4.0, gt=0)
-    """Periods after which half of a trend is forgotten (AR(1) with coefficient 0.5 ** (1 / half_life))."""
+    """Stationary standard deviation of the trend over attributes (everyone's short-term preference); 0 for none."""
+    half_life: float = Field(2000.0, gt=0)
+    """Samples (not periods) after which half of a trend is forgotten."""
+    interest: float = Field(0.0, ge=0)
+    """Stationary standard deviation of a user's own short-lived interest in each attribute (short-term preference)."""
+    interest_half_life: float = Field(2000.0, gt=0)
+    """Samples of the whole stream after which half of a user's interest is forgotten."""
     new_users: float = Field(0.3, ge=0, le=1)
     """Share of users who arrive during the periods rather than before them."""
     new_items: float = Field(0.3, ge=0, le=1)
@@ -74,7 +81,8 @@ class DataConfig(Node):
     ties: Literal["file-order", "exclude"] = "file-order"
     """Whether a history may hold events of the target's own second (`file-order`, as in the paper's code) or not."""
     keep_last: int | None = Field(None, ge=1)
-    """Keep the last that many samples in time as the periods; what is before them is the backbone's."""
+    """Keep the last that many samples in time as the periods; what is before them is the backbone's. The synthetic
+    stream is made that long, after its warm-up (null: 10,000)."""
     start: int | None = None
     """Unix second: targets before it are before the first period."""
     end: int | None = None
@@ -187,6 +195,46 @@ class Recipe(Node):
     """Validations without a better AUC after which training stops."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+
+
+class ClassicalRecipe(Node):
+    """How a classical rival is fitted; part of its identity. The first block is the paper's, the second is ours."""
+
+    width: int = Field(64, ge=1)
+    """Embedding and hidden width."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of Adam, whose state starts anew in every period."""
+    batch_size: int = Field(256, ge=1)
+    """Samples a step."""
+    weight_decay: float = Field(1e-5, ge=0)
+    """L2 added to the gradient; in embedding tables only to rows that the batch touches (see `training.py`)."""
+    loss: Literal["mse", "bce"] = "mse"
+    """Squared error of the raw score, or logistic loss."""
+    epochs: int = Field(50, ge=1)
+    """Most passes over the rows; enough that patience ends a fit, not this."""
+    patience: int = Field(5, ge=1)
+    """Epochs in a row without a better validation AUC after which fitting stops."""
+
+    side: Literal["none", "period", "online"] = "none"
+    """Counts of the stream that a model sees (`features.py`): none, as in the paper; up to the end of the model's own
+    last period; up to the scored row. Rows named `+side@period` and `+side` see the second and the third whatever this
+    says."""
+    table_lr: float = Field(0.3, gt=0)
+    """Learning rate of the embedding tables, as a share of `lr`: a row that is touched once moves far under Adam."""
+    warmup_rows: int = Field(20_000, ge=0)
+    """With the spec's `warmup`: the newest that many samples before D_1 are trained on (more gave nothing)."""
+    biases: bool = True
+    """Learn a bias for every item (and user, in MF)."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout inside the network."""
+    init_scale: float = Field(0.01, gt=0)
+    """Standard deviation of fresh embedding rows; what a cold id is scored with."""
+    history_vector: bool = True
+    """MF: add the mean of the history's signed item vectors to the user's vector, so that new users have one."""
+    penalty: float = Field(1e-4, gt=0)
+    """Logistic regression: L2 penalty, per sample."""
+    online_lr: float = Field(0.01, gt=0)
+    """Logistic regression, fine-tuning: constant learning rate of stochastic gradient descent."""
 
 
 class EngineConfig(Node):
@@ -302,6 +350,7 @@ class Experiment(Node):
     prompt: PromptConfig = PromptConfig()
     lora: LoraSettings = LoraSettings()
     recipe: Recipe = Recipe()
+    baselines: ClassicalRecipe = ClassicalRecipe()
     engine: EngineConfig = EngineConfig()
     search: SearchConfig = SearchConfig()
     serve: ServeConfig = ServeConfig()

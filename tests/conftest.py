@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny_experiment() -> Experiment:
     """Return the config behind the tiny fixtures: 4 periods of 60 samples after a warm-up of 200."""
-    stream = SyntheticConfig(users=24, items=60, warmup=200, half_life=2.0, seed=3)
+    stream = SyntheticConfig(users=24, items=60, warmup=200, half_life=120.0, seed=3)
     return Experiment(
         data=DataConfig(keep_last=240, synthetic=stream),
         periods=PeriodsConfig(number=4),
@@ -40,7 +40,7 @@ def tiny_experiment() -> Experiment:
 def tiny_log(tiny_experiment: Experiment) -> Interactions:
     """Return a synthetic log of a few hundred events."""
     data = tiny_experiment.data
-    return synthetic.generate(data.synthetic, tiny_experiment.periods.number, data.keep_last or 0, data.history)
+    return synthetic.generate(data.synthetic, data.keep_last or 0, data.history)
 
 
 @pytest.fixture(scope="session")

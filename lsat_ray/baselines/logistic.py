@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
-from lsat_ray.baselines.features import side_table, title_vectors
+from lsat_ray.baselines.features import HISTORY, STREAM, side_of, title_vectors
 from lsat_ray.baselines.spec import ClassicalSpec
-from lsat_ray.baselines.training import Fitted, State, criterion, training_rows
+from lsat_ray.baselines.training import Fitted, State, criterion, patient, training_rows
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
@@ -18,53 +20,64 @@ from lsat_ray.errors import LsatError
 TITLE_WIDTH = 64
 
 
-def design(periods: Periods, samples: Samples) -> np.ndarray:
-    """Return the features of samples, float64 [N, 14 + 64]: like-share, rates, popularity, recency, then the title."""
+def design(spec: ClassicalSpec, periods: Periods, samples: Samples) -> np.ndarray:
+    """Return the features of samples, float64 [N, F]: of the history, counts of the stream, year and age, the title.
+
+    Without side features the counts are left out: what is left is what the sample itself holds.
+    """
     titles = title_vectors(periods.titles, TITLE_WIDTH)
     item = samples.item.astype(np.int64)
     known = (item >= 0) & (item < len(titles))
     words = np.where(known[:, None], titles[np.where(known, item, 0)], 0.0)
-    return np.hstack([side_table(periods)[samples.row], words]).astype(np.float64)
+    side = side_of(spec, periods)[samples.row]
+    if spec.recipe.side == "none":
+        side = np.delete(side, slice(len(HISTORY), len(HISTORY + STREAM)), axis=1)
+    return np.hstack([side, words]).astype(np.float64)
 
 
 def fit_logistic(spec: ClassicalSpec, periods: Periods, initial: State | None) -> Fitted:
     """Fit by L-BFGS from nothing, or go on from `initial` by stochastic gradient descent, one pass at a time."""
     started = time.perf_counter()
     rows, held = training_rows(spec, periods), periods.select(spec.validation)
-    x, y, valid = design(periods, rows), rows.label.astype(np.int64), design(periods, held)
+    x, y, valid = design(spec, periods, rows), rows.label.astype(np.int64), design(spec, periods, held)
     if len(np.unique(y)) < 2:
         raise LsatError(f"logistic: the {len(y)} training rows hold one class; train on more periods")
     if initial is None:
-        best, epoch, best_epoch = _solve(spec, x, y), 1, 1
+        best, best_epoch, epochs, stopped_by = _solve(spec, x, y)
     else:
-        best, epoch, best_epoch = _continue(spec, x, y, initial, valid, held.label)
-    return Fitted(best, _apply(best, valid), epoch, best_epoch, time.perf_counter() - started)
+        old = (initial, criterion(held.label, _apply(initial, valid))) if spec.keep_old else None
+        a_pass = _passes(spec, x, y, initial, valid, held.label)
+        best, best_epoch, epochs, stopped_by = patient(spec.recipe, a_pass, old)
+    seconds = time.perf_counter() - started
+    return Fitted(best, _apply(best, valid), epochs, best_epoch, epochs * len(y), stopped_by, seconds)
 
 
 def score_logistic(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> np.ndarray:
     """Return the log-odds of samples, float64 [N]."""
-    return _apply(state, design(periods, samples))
+    return _apply(state, design(spec, periods, samples))
 
 
-def _solve(spec: ClassicalSpec, x: np.ndarray, y: np.ndarray) -> State:
-    model = LogisticRegression(C=1.0 / (spec.recipe.penalty * len(y)), max_iter=500)
+def _solve(spec: ClassicalSpec, x: np.ndarray, y: np.ndarray) -> tuple[State, int, int, Literal["patience", "budget"]]:
+    """Solve to convergence, which nobody's patience cuts short."""
+    most = 500
+    model = LogisticRegression(C=1.0 / (spec.recipe.penalty * len(y)), max_iter=most)
     model.fit(x, y)
-    return _state(model.coef_[0], model.intercept_[0])
+    return _state(model.coef_[0], model.intercept_[0]), 1, 1, "patience" if model.n_iter_[0] < most else "budget"
 
 
-def _continue(
+def _passes(
     spec: ClassicalSpec, x: np.ndarray, y: np.ndarray, initial: State, valid: np.ndarray, labels: np.ndarray
-) -> tuple[State, int, int]:
-    """Return the best state on the validation rows, the passes made and the best pass."""
-    recipe = spec.recipe
-    best, best_epoch, epoch, current = initial, 0, 0, initial
-    best_score = criterion(labels, _apply(initial, valid)) if spec.keep_old else -np.inf
-    for epoch in range(1, recipe.epochs + 1):
+) -> Callable[[int], tuple[State, float]]:
+    """Return a function that makes one pass of stochastic gradient descent from where the last one ended."""
+    current = initial
+
+    def a_pass(epoch: int) -> tuple[State, float]:
+        nonlocal current
         model = SGDClassifier(
             loss="log_loss",
-            alpha=recipe.penalty,
+            alpha=spec.recipe.penalty,
             learning_rate="constant",
-            eta0=recipe.online_lr,
+            eta0=spec.recipe.online_lr,
             max_iter=1,
             tol=None,
             random_state=spec.seed + epoch,
@@ -73,12 +86,9 @@ def _continue(
         coefficients, intercept = current["coefficients"].numpy().copy(), current["intercept"].numpy().copy()
         model.fit(x, y, coef_init=coefficients[None], intercept_init=intercept)
         current = _state(model.coef_[0], model.intercept_[0])
-        score = criterion(labels, _apply(current, valid))
-        if score > best_score:
-            best, best_score, best_epoch = current, score, epoch
-        elif epoch - best_epoch >= recipe.patience:
-            break
-    return best, epoch, best_epoch
+        return current, criterion(labels, _apply(current, valid))
+
+    return a_pass
 
 
 def _state(coefficients: np.ndarray, intercept: float) -> State:

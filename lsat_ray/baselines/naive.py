@@ -5,23 +5,30 @@ All are prequential: the score of a sample uses earlier samples only.
     like-share(n)            = likes in n's history / H
     item-rate(n)             = (likes_i + 1 + 3 b) / (count_i + 2 + 3)
     like-share+item-rate(n)  = the sum of the two
+    item-rate@period(n)      = item-rate, counted up to the start of n's period: as fresh as the models
 
 where likes_i and count_i are over the earlier samples with n's item as the target (one like in two observations, then
-three more at the base rate), and b is the like rate of the samples before the first period.
+three more at the base rate), and b is the like rate of the samples before the first period. The history is part of the
+sample, as fresh for every row of the table.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from lsat_ray.baselines.features import before, snapshots
+from lsat_ray.data.interactions import ORACLES
+from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 
 LIKE_SHARE = "like-share"
 ITEM_RATE = "item-rate"
 SUM = "like-share+item-rate"
+PERIOD_RATE = "item-rate@period"
+ORACLE = "oracle"
 NAMES = (LIKE_SHARE, ITEM_RATE, SUM)
-"""Rows of the results table, in this order."""
+"""Rows of the results table that `naive_scores` gives, in this order."""
 
 BASE_WEIGHT = 3.0
 """Samples at the base rate that every item starts with."""
@@ -43,36 +50,34 @@ def naive_scores(samples: Samples, warmup: int) -> dict[str, np.ndarray]:
     if not 0 <= warmup <= len(samples):
         raise LsatError(f"naive: a warm-up of {warmup} rows is not within the {len(samples)} samples; pass borders[0]")
     share = samples.history_label.mean(axis=1, dtype=np.float64)
-    rate = _item_rate(samples.item, samples.label, _base_rate(samples.label, warmup))
+    rate = _item_rate(samples, warmup, np.arange(len(samples)))
     return {LIKE_SHARE: share, ITEM_RATE: rate, SUM: share + rate}
 
 
-def oracle_score(samples: Samples) -> np.ndarray:
-    """Return the true P(like) [N] of a synthetic stream: no score can reach a better AUC in expectation.
+def item_rate_by_period(periods: Periods, as_of: int | None = None) -> np.ndarray:
+    """Return the row `item-rate@period` for every sample of the stream, float64 [N].
 
-    Raises:
-        LsatError: when the log is real and its truth unknown.
+    Args:
+        as_of: last period that is counted, for a row that is left to age; None: the one before the sample's.
     """
-    if samples.probability is None:
-        raise LsatError("oracle: the true probability is known for data.format synthetic only; drop the oracle row")
-    return samples.probability
+    return _item_rate(periods.samples, periods.borders[0], snapshots(periods, as_of or periods.count))
 
 
-def _base_rate(label: np.ndarray, warmup: int) -> np.ndarray:
-    """Return for every row the like rate of the warm-up rows before it [N]."""
-    rows = np.minimum(np.arange(len(label)), warmup)
-    likes = np.r_[0.0, np.cumsum(label, dtype=np.float64)][rows]
-    return np.where(rows > 0, likes / np.maximum(rows, 1), 0.5)
+def oracle_scores(samples: Samples) -> dict[str, np.ndarray]:
+    """Return what the oracles of a synthetic stream say, name -> float64 [N]; empty for a real log.
+
+    No score has a better AUC in expectation than `oracle`, the true P(like); the others (`interactions.ORACLES`) know
+    half of it.
+    """
+    if samples.probability is None or samples.oracles is None:
+        return {}
+    return {ORACLE: samples.probability, **dict(zip(ORACLES, samples.oracles.T, strict=True))}
 
 
-def _item_rate(item: np.ndarray, label: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Return the smoothed like rate of every row's item over earlier rows [N]."""
-    order = np.argsort(item, kind="stable")
-    sorted_item = item[order]
-    position = np.arange(len(order))
-    start = np.searchsorted(sorted_item, sorted_item, side="left")  # where this item's run begins
-    likes_before = np.r_[0.0, np.cumsum(label[order], dtype=np.float64)]
-    likes, count = np.empty(len(order)), np.empty(len(order))
-    likes[order] = likes_before[position] - likes_before[start]
-    count[order] = position - start
+def _item_rate(samples: Samples, warmup: int, until: np.ndarray) -> np.ndarray:
+    """Return the smoothed like rate of every row's item over the rows before `until` [N]."""
+    label = samples.label.astype(np.float64)
+    rows = np.minimum(until, warmup)
+    base = np.where(rows > 0, np.r_[0.0, np.cumsum(label)][rows] / np.maximum(rows, 1), 0.5)
+    likes, count = before(samples.item, label, until)
     return (likes + 1 + BASE_WEIGHT * base) / (count + 2 + BASE_WEIGHT)

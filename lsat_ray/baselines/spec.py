@@ -6,52 +6,23 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
-from pydantic import Field
-
-from lsat_ray.config import Node
+from lsat_ray.config import ClassicalRecipe
 from lsat_ray.data.periods import Slice
 
 ModelName = Literal["mf", "deepmusic", "gru4rec", "caser", "sasrec", "logistic"]
+SIDES: dict[str, Literal["online", "period"]] = {"+side": "online", "+side@period": "period"}
+"""What follows a model's name where side features go with it; a bare name follows the recipe: none by default."""
+LEARNERS = tuple(model + suffix for model in get_args(ModelName) for suffix in ("", *SIDES))
+"""What stands before the rule in a row's name (`mf+side/full-retraining`)."""
 
 
-class ClassicalRecipe(Node):
-    """Hyper-parameters of a classical model; the first block is the paper's (methods.md 4), the second is ours."""
-
-    width: int = Field(64, ge=1)
-    """Embedding and hidden width."""
-    lr: float = Field(1e-3, gt=0)
-    """Learning rate of Adam, whose state starts anew in every period."""
-    batch_size: int = Field(256, ge=1)
-    """Samples a step."""
-    weight_decay: float = Field(1e-5, ge=0)
-    """L2 added to the gradient; in embedding tables only to rows that the batch touches (see `training.py`)."""
-    loss: Literal["mse", "bce"] = "mse"
-    """Squared error of the raw score, or logistic loss."""
-    epochs: int = Field(4, ge=1)
-    """Most passes over the rows."""
-    patience: int = Field(1, ge=1)
-    """Epochs without a better validation AUC after which fitting stops."""
-
-    side: Literal["none", "history", "stream"] = "stream"
-    """Side features: none; of the sample's own history; those and causal counts of the stream (`features.py`)."""
-    table_lr: float = Field(0.3, gt=0)
-    """Learning rate of the embedding tables, as a share of `lr`: a row that is touched once moves far under Adam."""
-    warmup_rows: int = Field(20_000, ge=0)
-    """With the spec's `warmup`: the newest that many samples before D_1 are trained on (more gave nothing)."""
-    biases: bool = True
-    """Learn a bias for every item (and user, in MF)."""
-    dropout: float = Field(0.2, ge=0, lt=1)
-    """Dropout inside the network."""
-    init_scale: float = Field(0.01, gt=0)
-    """Standard deviation of fresh embedding rows; what a cold id is scored with."""
-    history_vector: bool = True
-    """MF: add the mean of the history's signed item vectors to the user's vector, so that new users have one."""
-    penalty: float = Field(1e-4, gt=0)
-    """Logistic regression: L2 penalty, per sample."""
-    online_lr: float = Field(0.01, gt=0)
-    """Logistic regression, fine-tuning: constant learning rate of stochastic gradient descent."""
+def named(learner: str, recipe: ClassicalRecipe) -> tuple[ModelName, ClassicalRecipe]:
+    """Return the model of one of `LEARNERS`, and the recipe with the side features that the name asks for."""
+    model, plus, rest = learner.partition("+")
+    mine = recipe.model_copy(update={"side": SIDES[plus + rest]}) if plus else recipe
+    return cast(ModelName, model), mine
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from lsat_ray.baselines.features import side_columns, side_table, title_vectors
+from lsat_ray.baselines.features import side_columns, side_of, title_vectors
 from lsat_ray.baselines.networks import Batch, Network, Sizes, build
-from lsat_ray.baselines.spec import ClassicalSpec
+from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples, concatenate
 
@@ -30,7 +32,11 @@ class Fitted:
     epochs: int
     """Passes over the training rows that were made."""
     best_epoch: int
-    """Pass whose weights were kept; 0 is the start."""
+    """Pass whose weights were kept; 0 is the start, which only a continued model may return to."""
+    steps: int
+    """Optimizer steps that were taken."""
+    stopped_by: Literal["patience", "budget"]
+    """Whether validation stopped improving, or the passes were used up before."""
     seconds: float
     """Wall clock of the fit."""
 
@@ -81,12 +87,12 @@ def sizes_of(spec: ClassicalSpec, periods: Periods) -> Sizes:
 
 
 def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) -> Fitted:
-    """Fit one torch model; Adam's state starts anew, the epoch with the best validation AUC is kept."""
+    """Fit one torch model; Adam's state starts anew, the pass with the best validation AUC is kept."""
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         network, sizes = _network(spec, periods)
-        table = side_table(periods)
+        table = side_of(spec, periods)
         rows = training_rows(spec, periods)
         train, y = to_batch(rows, table, sizes), torch.from_numpy(rows.label.astype(np.float32))
         if initial is None:
@@ -95,20 +101,43 @@ def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) ->
             network.load_state_dict(initial)
         held = periods.select(spec.validation)
         valid = to_batch(held, table, sizes)
-        best, best_score, best_epoch, epoch = _copy(network), -np.inf, 0, 0
-        if spec.init is None or spec.keep_old:
-            best_score = criterion(held.label, predict(network, valid))
-        optimiser = _optimiser(network, spec)
-        for epoch in range(1, spec.recipe.epochs + 1):
+        start, optimiser = _copy(network), _optimiser(network, spec)
+
+        def a_pass(epoch: int) -> tuple[State, float]:
             _epoch(network, optimiser, train, y, spec)
-            score = criterion(held.label, predict(network, valid))
-            if score > best_score:
-                best, best_score, best_epoch = _copy(network), score, epoch
-            elif epoch - best_epoch >= spec.recipe.patience:
-                break
+            return _copy(network), criterion(held.label, predict(network, valid))
+
+        old = (start, criterion(held.label, predict(network, valid))) if spec.keep_old else None
+        best, best_epoch, epochs, stopped_by = patient(spec.recipe, a_pass, old)
         network.load_state_dict(best)
         scores = predict(network, valid)
-    return Fitted(best, scores, epoch, best_epoch, time.perf_counter() - started)
+    steps = epochs * -(-len(y) // spec.recipe.batch_size)
+    return Fitted(best, scores, epochs, best_epoch, steps, stopped_by, time.perf_counter() - started)
+
+
+def patient(
+    recipe: ClassicalRecipe, a_pass: Callable[[int], tuple[State, float]], old: tuple[State, float] | None
+) -> tuple[State, int, int, Literal["patience", "budget"]]:
+    """Make passes until `patience` of them in a row are no better than the best, and keep the best.
+
+    Args:
+        a_pass: number of the pass, from 1 -> weights after it and their validation score.
+        old: the start where it may be returned; it is compared at the end and uses up no patience.
+
+    Returns:
+        Weights, their pass (0: the start), passes made, what ended them.
+    """
+    state, best_score = a_pass(1)
+    best_epoch, epoch = 1, 1
+    while epoch < recipe.epochs and epoch - best_epoch < recipe.patience:
+        epoch += 1
+        found, score = a_pass(epoch)
+        if score > best_score:
+            state, best_score, best_epoch = found, score, epoch
+    stopped_by: Literal["patience", "budget"] = "patience" if epoch - best_epoch >= recipe.patience else "budget"
+    if old is not None and old[1] >= best_score:
+        state, best_epoch = old[0], 0
+    return state, best_epoch, epoch, stopped_by
 
 
 def score_network(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> np.ndarray:
@@ -116,7 +145,7 @@ def score_network(spec: ClassicalSpec, state: State, periods: Periods, samples: 
     with torch.random.fork_rng(devices=[]):
         network, sizes = _network(spec, periods)
     network.load_state_dict(state)
-    return predict(network, to_batch(samples, side_table(periods), sizes))
+    return predict(network, to_batch(samples, side_of(spec, periods), sizes))
 
 
 @torch.no_grad()

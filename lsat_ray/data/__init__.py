@@ -11,25 +11,24 @@ from lsat_ray.data import amazon, movielens, recbole, synthetic
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.errors import LsatError
 
-SYNTHETIC_PERIOD = 500
-"""Samples of a synthetic period when `data.keep_last` is not given."""
+SYNTHETIC_SAMPLES = 10_000
+"""Samples of the synthetic stream after its warm-up when `data.keep_last` is not given."""
 
 
-def _synthetic(data: DataConfig, periods: PeriodsConfig) -> Interactions:
-    number = len(periods.dates) - 1 if periods.cut == "dates" else periods.number
-    return synthetic.generate(data.synthetic, number, data.keep_last or SYNTHETIC_PERIOD * number, data.history)
+def _synthetic(data: DataConfig) -> Interactions:
+    return synthetic.generate(data.synthetic, data.keep_last or SYNTHETIC_SAMPLES, data.history)
 
 
-def _movielens(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+def _movielens(data: DataConfig) -> Interactions:
     return movielens.read(_path(data), data.positive_above)
 
 
-def _amazon(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+def _amazon(data: DataConfig) -> Interactions:
     metadata = expand(data.metadata) if data.metadata else None
     return amazon.read(_path(data), metadata, data.positive_above, data.amazon)
 
 
-def _recbole(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+def _recbole(data: DataConfig) -> Interactions:
     return recbole.read(_path(data), data.positive_above)
 
 
@@ -39,7 +38,7 @@ def _path(data: DataConfig) -> Path:
     return expand(data.path)
 
 
-READERS: dict[str, Callable[[DataConfig, PeriodsConfig], Interactions]] = {
+READERS: dict[str, Callable[[DataConfig], Interactions]] = {
     "synthetic": _synthetic,
     "movielens": _movielens,
     "amazon": _amazon,
@@ -48,13 +47,17 @@ READERS: dict[str, Callable[[DataConfig, PeriodsConfig], Interactions]] = {
 """Reader of every `data.format`."""
 
 
-def load(data: DataConfig, periods: PeriodsConfig) -> Interactions:
+def load(data: DataConfig, periods: PeriodsConfig | None = None) -> Interactions:
     """Read the log that a config names.
+
+    Args:
+        data: where the log lies, or the knobs of the stream.
+        periods: not read, since no log depends on how it is cut; callers may leave it out.
 
     Raises:
         LsatError: naming file, row or key and the remedy.
     """
-    return READERS[data.format](data, periods)
+    return READERS[data.format](data)
 
 
 def expand(path: str) -> Path:

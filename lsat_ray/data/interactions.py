@@ -9,6 +9,10 @@ import numpy as np
 
 from lsat_ray.errors import LsatError
 
+ORACLES = ("oracle-long", "oracle-short", "oracle-mixture")
+"""Columns of `oracles`: the expected P(like) of one who knows only what is stable, of one who knows only the trend and
+the interest of now, and the best mixture of these two."""
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -33,6 +37,8 @@ class Interactions:
     """[I], untrusted text."""
     probability: np.ndarray | None = None
     """float64 [N], true P(like), known for the synthetic stream only."""
+    oracles: np.ndarray | None = None
+    """float64 [N, 3], what the partial oracles `ORACLES` say (synthetic stream only)."""
 
     def __post_init__(self) -> None:
         n = len(self.user)

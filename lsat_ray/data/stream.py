@@ -81,6 +81,7 @@ class Stream:
             label=np.where(known, whole.label, 0).astype(whole.label.dtype),
             history_label=np.where(known[:, None], whole.history_label, 0).astype(whole.history_label.dtype),
             probability=None,
+            oracles=None,
         )
         return replace(self._periods, samples=hidden)
 

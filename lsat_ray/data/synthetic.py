@@ -1,18 +1,22 @@
-"""The embedded stream with known truth: stable tastes, a trend that drifts, newcomers, titles that say it in words.
+"""The embedded stream with known truth: stable and short-lived preference, of everyone and of each user.
 
-    logit = positivity[user] + sum over the item's attributes of (quality + trend[period] + taste[user])
+    logit = stable + now
+    stable = positivity[user] + sum over the item's attributes of (quality + taste[user])
+    now    = sum over the item's attributes of (trend[n] + interest[user, n])
     P(like) = noise + (1 - 2 noise) sigmoid(logit)
 
-The trend is an AR(1) over periods with stationary standard deviation `drift`; it stands still inside a period.
+Trend and interest are stationary AR(1) processes in n, the position in the stream of samples; they know no periods. So
+every cut of a stream has the same labels. Titles say the attributes in words; users and items arrive over time.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.signal import lfilter
 
 from lsat_ray.config import SyntheticConfig
 from lsat_ray.data.interactions import Interactions
-from lsat_ray.errors import LsatError
 
 WORDS: tuple[tuple[str, ...], ...] = (
     ("Dark", "Merry", "Quiet", "Wild", "Tender", "Strange", "Bitter", "Golden"),  # mood
@@ -27,28 +31,24 @@ MEAN_GAP = 600.0
 """Mean seconds between two events."""
 
 
-def generate(config: SyntheticConfig, periods: int, samples: int, history: int) -> Interactions:
-    """Draw the stream: `config.warmup` samples, then `samples` samples in `periods` periods of equal count.
+def generate(config: SyntheticConfig, samples: int, history: int) -> Interactions:
+    """Draw the stream: `config.warmup` samples, then `samples` samples.
 
     A user who arrives has `history` events at once, which are nobody's targets; every later event is one sample. So
     `windows` makes exactly `config.warmup + samples` samples. A user meets an item once while there are unmet ones.
 
     Args:
         config: knobs; `config.seed` fixes the stream.
-        periods: T, periods after the warm-up.
-        samples: samples of all T periods together.
+        samples: samples after the warm-up.
         history: H, events before a user's first sample.
 
     Returns:
-        Interactions with strictly increasing timestamps and the true P(like) of every event, noise included.
-
-    Raises:
-        LsatError: when there are fewer samples than periods.
+        Interactions with strictly increasing timestamps, the true P(like) of every event, noise included, and what the
+        partial oracles would say (`interactions.ORACLES`).
     """
-    if samples < periods:
-        raise LsatError(f"data.keep_last: {samples} samples cannot fill {periods} periods; raise it")
-    arrival_rng, event_rng, time_rng, item_rng, quality_rng, trend_rng, user_rng, label_rng = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(8)
+    streams = np.random.SeedSequence(config.seed).spawn(9)
+    arrival_rng, event_rng, time_rng, item_rng, quality_rng, trend_rng, user_rng, label_rng, interest_rng = (
+        np.random.default_rng(s) for s in streams
     )
     total = config.warmup + samples
     user_start = _arrivals(arrival_rng, config.users, config.new_users, config.warmup // 2, config.warmup, total)
@@ -59,16 +59,16 @@ def generate(config: SyntheticConfig, periods: int, samples: int, history: int) 
     words = _attributes(item_rng, config.items)
     columns = words + np.cumsum([0, *(len(w) for w in WORDS[:-1])])  # [I, G], index of each attribute
     attributes = sum(len(w) for w in WORDS)
+    met = columns[item]  # [N, G]
 
-    period = _period(sample, config.warmup, samples, periods)
     quality = config.quality * quality_rng.standard_normal(attributes)
-    trend = _trend(trend_rng, int(period.max()) + 1, attributes, config.drift, config.half_life)
     positivity = config.positivity * user_rng.standard_normal(config.users)
     taste = config.taste * user_rng.standard_normal((config.users, attributes))
-    met = columns[item]  # [N, G]
-    effect = quality[met] + trend[period[:, None], met] + taste[user[:, None], met]
-    logit = positivity[user] + effect.sum(axis=1)
-    probability = config.noise + (1 - 2 * config.noise) * (1 + np.tanh(logit / 2)) / 2  # sigmoid
+    stable = positivity[user] + (quality[met] + taste[user[:, None], met]).sum(axis=1)
+    trend = _trend(trend_rng, total, attributes, config.drift, config.half_life)
+    interest = _interest(interest_rng, user, sample, attributes, config.interest, config.interest_half_life)
+    now = (trend[sample[:, None], met] + np.take_along_axis(interest, met, axis=1)).sum(axis=1)
+    probability = _expected(stable + now, 0.0, config.noise)
     gaps = 1 + time_rng.exponential(MEAN_GAP, len(user)).astype(np.int64)
     return Interactions(
         user=user.astype(np.int32),
@@ -79,7 +79,43 @@ def generate(config: SyntheticConfig, periods: int, samples: int, history: int) 
         item_ids=np.array([f"i{i:05d}" for i in range(config.items)]),
         titles=_titles(words),
         probability=probability,
+        oracles=_oracles(config, stable, now, probability),
     )
+
+
+def _oracles(config: SyntheticConfig, stable: np.ndarray, now: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return what one who knows half of the logit expects, and their best mixture [N, 3], as `interactions.ORACLES`.
+
+    What is not known is drawn from its own (normal) law. The mixture is the paper's equation 3 with the one weight for
+    the whole stream that has the least expected log-loss under the truth.
+    """
+    groups = len(WORDS)
+    spread_now = np.sqrt(groups * (config.drift**2 + config.interest**2))
+    spread_stable = np.sqrt(config.positivity**2 + groups * (config.quality**2 + config.taste**2))
+    long = _expected(stable, spread_now, config.noise)
+    short = _expected(now, spread_stable, config.noise)
+
+    def loss(weight: float) -> float:
+        mixed = np.clip(weight * long + (1 - weight) * short, 1e-12, 1 - 1e-12)
+        return -float(np.mean(truth * np.log(mixed) + (1 - truth) * np.log(1 - mixed)))
+
+    weight = float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x)
+    return np.stack([long, short, weight * long + (1 - weight) * short], axis=1)
+
+
+def _expected(logit: np.ndarray, spread: float, noise: float) -> np.ndarray:
+    """Return E[noise + (1 - 2 noise) sigmoid(logit + spread z)] over z ~ N(0, 1), [N].
+
+    The integral is taken on a grid of logits (trapezoid, 8 standard deviations) and interpolated: below 1e-5 wrong.
+    """
+    liked = (1 + np.tanh(logit / 2)) / 2  # sigmoid
+    if spread > 0:
+        z = np.linspace(-8, 8, 513)
+        weight = np.exp(-(z**2) / 2)
+        grid = np.linspace(logit.min(), logit.max(), 2048)
+        values = (1 + np.tanh((grid[:, None] + spread * z) / 2)) / 2 @ (weight / weight.sum())
+        liked = np.interp(logit, grid, values)
+    return noise + (1 - 2 * noise) * liked
 
 
 def _arrivals(
@@ -133,20 +169,25 @@ def _titles(words: np.ndarray) -> tuple[str, ...]:
     return tuple(titles)
 
 
-def _period(sample: np.ndarray, warmup: int, samples: int, periods: int) -> np.ndarray:
-    """Return the index of every event's period, 0 the earliest; the warm-up is cut into periods of the same length."""
-    borders = [samples * t // periods for t in range(1, periods)]
-    later = np.searchsorted(borders, sample - warmup, side="right")
-    before = -(-(warmup - sample) * periods // samples)  # ceiling: periods back from the first border
-    period = np.where(sample < warmup, -before, later)
-    return period - period.min()
-
-
-def _trend(rng: np.random.Generator, periods: int, attributes: int, drift: float, half_life: float) -> np.ndarray:
-    """Draw the stationary AR(1) [P, A] with coefficient 0.5 ** (1 / half_life)."""
+def _trend(rng: np.random.Generator, samples: int, attributes: int, drift: float, half_life: float) -> np.ndarray:
+    """Draw a stationary AR(1) [samples, A] with coefficient 0.5 ** (1 / half_life)."""
     rho = 0.5 ** (1 / half_life)
-    shocks = drift * rng.standard_normal((periods, attributes))
-    trend = shocks.copy()
-    for t in range(1, periods):
-        trend[t] = rho * trend[t - 1] + np.sqrt(1 - rho**2) * shocks[t]
-    return trend
+    shocks = drift * rng.standard_normal((samples, attributes))
+    shocks[1:] *= np.sqrt(1 - rho**2)
+    return lfilter([1.0], [1.0, -rho], shocks, axis=0)
+
+
+def _interest(
+    rng: np.random.Generator, user: np.ndarray, sample: np.ndarray, attributes: int, interest: float, half_life: float
+) -> np.ndarray:
+    """Draw every user's own stationary AR(1) over samples, at the user's events only [N, A]; exact for any gaps."""
+    out = interest * rng.standard_normal((len(user), attributes))
+    order = np.argsort(user, kind="stable")
+    first = np.r_[0, np.flatnonzero(np.diff(user[order])) + 1]
+    rank = np.arange(len(user)) - np.repeat(first, np.diff(np.r_[first, len(user)]))
+    for k in range(1, int(rank.max()) + 1):  # the k-th event of all users at once
+        later = np.flatnonzero(rank == k)
+        event, before = order[later], order[later - 1]
+        rho = 0.5 ** ((sample[event] - sample[before]) / half_life)[:, None]
+        out[event] = rho * out[before] + np.sqrt(1 - rho**2) * out[event]
+    return out

@@ -37,6 +37,8 @@ class Samples:
     """int64 [N, H], Unix seconds."""
     probability: np.ndarray | None = None
     """float64 [N], true P(like) (synthetic stream only)."""
+    oracles: np.ndarray | None = None
+    """float64 [N, 3], columns `interactions.ORACLES` (synthetic stream only)."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -101,4 +103,5 @@ def windows(log: Interactions, history: int = 10, ties: str = "file-order") -> S
         history_label=histories(log.label.astype(np.uint8)),
         history_timestamp=histories(log.timestamp.astype(np.int64)),
         probability=None if log.probability is None else log.probability[target],
+        oracles=None if log.oracles is None else log.oracles[target],
     )

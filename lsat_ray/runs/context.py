@@ -14,7 +14,7 @@ import numpy as np
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.load import fingerprint, locate
-from lsat_ray.baselines.naive import NAMES, naive_scores
+from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores, oracle_scores
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.runs.backend import Backend, Say
@@ -24,8 +24,6 @@ from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.tasks import Context
 from lsat_ray.runs.timings import Timings
 from lsat_ray.strategies import Plan, Strategy, make
-
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Run:
     strategies: Mapping[int, tuple[Strategy, ...]]
     """By seed."""
     fixed: Mapping[str, np.ndarray]
-    """Scores of all samples that need no model: the naive rows and, where it is known, the truth."""
+    """Scores of all samples that need no model: the naive rows and, where the truth is known, the oracles."""
 
     @property
     def config(self) -> Experiment:
@@ -131,7 +129,4 @@ def _backbone(checked: Checked, runs_dir: Path, say: Say) -> Path:
 
 def _fixed(periods: Periods) -> dict[str, np.ndarray]:
     naive = naive_scores(periods.samples, periods.borders[0])
-    fixed = {name: naive[name] for name in NAMES}
-    if periods.samples.probability is not None:
-        fixed[ORACLE] = periods.samples.probability
-    return fixed
+    return {**naive, PERIOD_RATE: item_rate_by_period(periods), **oracle_scores(periods.samples)}

@@ -153,7 +153,12 @@ class Worker:
         fitted = classical.fit(spec, periods, initial)
         rows = periods.select(spec.validation).row
         targets = len(periods.select(spec.train)) * fitted.epochs
-        facts = {"epochs": fitted.epochs, "best_step": fitted.best_epoch, "targets": targets}
+        facts = {
+            "best_step": fitted.best_epoch * fitted.steps // max(1, fitted.epochs),
+            "steps": fitted.steps,
+            "stopped_by": fitted.stopped_by,
+            "targets": targets,
+        }
         self.store.publish_state(spec.digest, spec.manifest(), fitted.state, facts, (rows, fitted.validation_scores))
         return {"value": None, "seconds": {"train": time.perf_counter() - began}, "targets": targets}
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
 
-from lsat_ray.baselines.spec import ModelName
+from lsat_ray.baselines.spec import LEARNERS
 from lsat_ray.errors import LsatError
 from lsat_ray.strategies.base import Learned, Plan, Setting, Spec, Strategy
 from lsat_ray.strategies.cumulative import CUMULATIVE
@@ -36,7 +35,7 @@ STRATEGIES: dict[str, Factory] = {
     **MERGED,
     **EVOLVING,
     **CUMULATIVE,
-    **{f"{learner}/{name}": _with(learner, rule) for learner in get_args(ModelName) for name, rule in RULES.items()},
+    **{f"{learner}/{name}": _with(learner, rule) for learner in LEARNERS for name, rule in RULES.items()},
     BookGPT.name: BookGPT,
     Frozen.name: Frozen,
 }

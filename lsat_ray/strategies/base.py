@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec, ModelName
+from lsat_ray.baselines.spec import ClassicalSpec, named
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
 from lsat_ray.scoring.model import CLASSICAL
@@ -30,7 +30,7 @@ class Setting:
     samples: tuple[int, ...] = ()
     """Samples of D_1..D_T; needed by strategies whose buffers are a share of a period."""
     learner: str | None = None
-    """Classical model that the rules are applied to; None: LoRA on the backbone."""
+    """One of `baselines.spec.LEARNERS` that the rules are applied to; None: LoRA on the backbone."""
 
     def name(self, rule: str) -> str:
         """Return the row's name: the rule's, behind that of a classical learner (`mf/fine-tuning`)."""
@@ -49,9 +49,10 @@ class Setting:
             assert init is None or isinstance(init, AdapterSpec)
             return self.adapter(train, validation, init, keep_old)
         assert init is None or isinstance(init, ClassicalSpec)
+        model, recipe = named(self.learner, self.config.baselines)
         return ClassicalSpec(
-            model=cast(ModelName, self.learner),
-            recipe=ClassicalRecipe(),
+            model=model,
+            recipe=recipe,
             data=self.data,
             train=tuple(train),
             validation=(Slice(validation, "validation"),),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rivals
 import torch
 from safetensors.torch import load, save
 
@@ -30,22 +31,22 @@ def periods(plant: Any) -> Any:
 
 
 def test_full_retraining_names_the_papers_slices() -> None:
-    spec = classical.full_retraining("mf", "d", 3, 0)
+    spec = rivals.full_retraining("mf", "d", 3, 0)
     assert set(spec.train) == {Slice(t, "train") for t in (1, 2, 3)} | {Slice(t, "validation") for t in (1, 2)}
     assert spec.validation == (Slice(3, "validation"),)
     assert spec.init is None and spec.warmup and spec.last_period == 3 and spec.parents() == ()
 
 
 def test_fine_tuning_is_a_chain_from_full_retraining() -> None:
-    spec = classical.fine_tuning("mf", "d", 3, 0)
+    spec = rivals.fine_tuning("mf", "d", 3, 0)
     assert spec.train == (Slice(3, "train"), Slice(2, "validation"))
     assert spec.init is not None and spec.parents() == (spec.init,) and spec.keep_old and not spec.warmup
-    assert spec.init.init == classical.full_retraining("mf", "d", 1, 0)
+    assert spec.init.init == rivals.full_retraining("mf", "d", 1, 0)
     assert spec.manifest()["init"] == spec.init.digest
 
 
 def test_everything_that_decides_weights_changes_the_digest() -> None:
-    base = classical.full_retraining("mf", "d", 2, 0)
+    base = rivals.full_retraining("mf", "d", 2, 0)
     others = [
         replace(base, model="caser"),
         replace(base, data="e"),
@@ -59,14 +60,17 @@ def test_everything_that_decides_weights_changes_the_digest() -> None:
 
 
 def test_rows_are_every_model_under_both_rules() -> None:
-    assert set(classical.rows("d", 0)) == {
-        f"{m}/{r}" for m in classical.MODELS for r in ("full-retraining", "fine-tuning")
+    assert set(rivals.rows("d", 0)) == {
+        f"{m}{s}/{r}"
+        for m in classical.MODELS
+        for s in ("", "+side", "+side@period")
+        for r in ("full-retraining", "fine-tuning")
     }
 
 
 @pytest.mark.parametrize("model", classical.MODELS)
 def test_fit_is_deterministic_and_pure_and_its_state_survives_safetensors(periods: Any, model: Any) -> None:
-    spec = classical.full_retraining(model, periods.fingerprint, 1, 7, RECIPE)
+    spec = rivals.full_retraining(model, periods.fingerprint, 1, 7, RECIPE)
     torch.manual_seed(123)
     first = classical.fit(spec, periods)
     drawn = torch.rand(1)
@@ -85,7 +89,7 @@ def test_fit_is_deterministic_and_pure_and_its_state_survives_safetensors(period
 
 @pytest.mark.parametrize("model", classical.MODELS)
 def test_fine_tuning_continues_and_leaves_the_old_state_alone(periods: Any, model: Any) -> None:
-    plan = classical.rows(periods.fingerprint, 0, RECIPE)[f"{model}/fine-tuning"]
+    plan = rivals.rows(periods.fingerprint, 0, RECIPE)[f"{model}/fine-tuning"]
     first = classical.fit(plan(1), periods)
     before = {k: v.clone() for k, v in first.state.items()}
     second = classical.fit(replace(plan(2), keep_old=False), periods, first.state)
@@ -95,7 +99,7 @@ def test_fine_tuning_continues_and_leaves_the_old_state_alone(periods: Any, mode
 
 @pytest.mark.parametrize("model", classical.MODELS)
 def test_unknown_users_and_items_are_scored(periods: Any, model: Any) -> None:
-    spec = classical.full_retraining(model, periods.fingerprint, 1, 0, RECIPE)
+    spec = rivals.full_retraining(model, periods.fingerprint, 1, 0, RECIPE)
     state = classical.fit(spec, periods).state
     rows = periods.rows(2).take(slice(0, 5))
     strange = replace(rows, user=rows.user + 10_000, item=rows.item + 10_000, history_item=rows.history_item + 10_000)
@@ -105,28 +109,28 @@ def test_unknown_users_and_items_are_scored(periods: Any, model: Any) -> None:
 def test_weight_decay_leaves_unseen_rows_at_their_random_start(periods: Any) -> None:
     torch.manual_seed(0)
     recipe = RECIPE.model_copy(update={"weight_decay": 0.1, "init_scale": 0.5})
-    state = classical.fit(classical.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods).state
+    state = classical.fit(rivals.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods).state
     assert state["items.weight"][40:].std() > 0.4  # items 40.. occur nowhere; Adam's own decay would send them to zero
 
 
 def test_warmup_is_optional_and_bounded(periods: Any) -> None:
     from lsat_ray.baselines.training import training_rows
 
-    spec = classical.full_retraining("mf", periods.fingerprint, 1, 0, RECIPE)
+    spec = rivals.full_retraining("mf", periods.fingerprint, 1, 0, RECIPE)
     assert len(training_rows(spec, periods)) == 100 + 270
     assert training_rows(spec, periods).row.min() == 200
     assert len(training_rows(replace(spec, warmup=False), periods)) == 270
 
 
 def test_mismatches_are_explained(periods: Any) -> None:
-    spec = classical.full_retraining("mf", "another", 1, 0, RECIPE)
+    spec = rivals.full_retraining("mf", "another", 1, 0, RECIPE)
     with pytest.raises(LsatError, match="make the spec from this cut"):
         classical.fit(spec, periods)
-    chained = classical.fine_tuning("mf", periods.fingerprint, 2, 0, RECIPE)
+    chained = rivals.fine_tuning("mf", periods.fingerprint, 2, 0, RECIPE)
     with pytest.raises(LsatError, match=r"spec\.init"):
         classical.fit(chained, periods)
     with pytest.raises(LsatError, match="uses period 9"):
-        classical.fit(classical.full_retraining("mf", periods.fingerprint, 9, 0, RECIPE), periods)
+        classical.fit(rivals.full_retraining("mf", periods.fingerprint, 9, 0, RECIPE), periods)
 
 
 @pytest.mark.parametrize("model", classical.MODELS)
@@ -134,5 +138,39 @@ def test_validation_rows_of_one_class_do_not_stop_a_fit(periods: Any, model: Any
     label = periods.samples.label.copy()
     label[periods.span(1, "validation")] = 1
     made = replace(periods, samples=replace(periods.samples, label=label), fingerprint="one-class")
-    fitted = classical.fit(classical.full_retraining(model, "one-class", 1, 0, RECIPE), made)
+    fitted = classical.fit(rivals.full_retraining(model, "one-class", 1, 0, RECIPE), made)
     assert np.isfinite(fitted.validation_scores).all()
+
+
+NETWORKS = [m for m in classical.MODELS if m != "logistic"]
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.parametrize("side", ["none", "online"])
+def test_a_fresh_fit_leaves_its_start_and_waits_before_it_stops(periods: Any, model: Any, side: str) -> None:
+    """A head that starts at its ridge solution is hard to beat in one pass: that must not end the fit."""
+    recipe = RECIPE.model_copy(update={"side": side, "epochs": 12, "patience": 2})
+    fitted = classical.fit(rivals.full_retraining(model, periods.fingerprint, 2, 0, recipe), periods)
+    assert fitted.best_epoch >= 1
+    assert (fitted.stopped_by == "patience") == (fitted.epochs - fitted.best_epoch >= 2)
+    assert fitted.stopped_by == "patience" or fitted.epochs == 12
+    assert fitted.steps == fitted.epochs * 3  # 670 rows in batches of 256
+
+
+@pytest.mark.parametrize("model", classical.MODELS)
+def test_the_old_weights_use_up_no_patience_and_win_a_tie(periods: Any, model: Any) -> None:
+    """On validation rows of one kind nothing beats the start: it is kept, after as many passes as without it."""
+    recipe = RECIPE.model_copy(update={"epochs": 5, "patience": 2, "lr": 1e-9, "online_lr": 1e-12})
+    plan = rivals.rows(periods.fingerprint, 0, recipe)[f"{model}/fine-tuning"]
+    first = classical.fit(plan(1), periods)
+    kept = classical.fit(plan(2), periods, first.state)
+    moved = classical.fit(replace(plan(2), keep_old=False), periods, first.state)
+    assert kept.epochs == moved.epochs and kept.stopped_by == moved.stopped_by
+    assert kept.best_epoch == 0 and all(torch.equal(kept.state[k], first.state[k]) for k in first.state)
+    assert moved.best_epoch >= 1
+
+
+def test_a_budget_that_is_used_up_is_said(periods: Any) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 1, "patience": 1})
+    fitted = classical.fit(rivals.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods)
+    assert fitted.stopped_by == "budget" and fitted.epochs == 1

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsat_ray.baselines.naive import NAMES, PERIOD_RATE
+
 
 @pytest.fixture
 def study() -> Any:
@@ -47,7 +49,7 @@ def test_the_study_resumes_and_writes_its_table(
     monkeypatch.setattr(sys, "argv", ["classical_study", *settings, *places])
     study.main()
     first = pd.read_csv(tmp_path / "out.csv")
-    assert set(first.row) == {"logistic/fine-tuning", "like-share", "item-rate", "like-share+item-rate"}
+    assert set(first.row) == {*NAMES, PERIOD_RATE, "logistic/fine-tuning"}
     assert first.period.min() == 2 and first.period.max() == 4 and first.auc.between(0, 1).all()
     assert "| logistic/fine-tuning |" in (tmp_path / "out.md").read_text()
     monkeypatch.setattr(study, "replay", lambda *_: pytest.fail("the checkpoint was not used"))

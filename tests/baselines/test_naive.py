@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from lsat_ray.baselines.naive import NAMES, naive_scores, oracle_score
+from lsat_ray.baselines.naive import NAMES, naive_scores, oracle_scores
 from lsat_ray.config import DataConfig, PeriodsConfig, SyntheticConfig
 from lsat_ray.data import load, synthetic
 from lsat_ray.data.periods import cut
@@ -27,7 +28,7 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
-    return windows(synthetic.generate(SyntheticConfig(users=30, items=20, warmup=300), 5, 500, 10), 10)
+    return windows(synthetic.generate(SyntheticConfig(users=30, items=20, warmup=300), 500, 10), 10)
 
 
 def test_scores_are_the_definition_sample_by_sample(samples):
@@ -63,11 +64,12 @@ def test_a_warmup_that_is_no_number_of_rows_is_an_error(samples):
             naive_scores(samples, warmup)
 
 
-def test_the_oracle_is_the_truth_and_unknown_for_real_logs(samples):
-    assert (oracle_score(samples) == samples.probability).all()
-    columns = {f: getattr(samples, f) for f in samples.__dataclass_fields__}
-    with pytest.raises(LsatError, match="synthetic only"):
-        oracle_score(Samples(**(columns | {"probability": None})))
+def test_the_oracles_are_rows_and_unknown_for_real_logs(samples):
+    scores = oracle_scores(samples)
+    assert list(scores) == ["oracle", "oracle-long", "oracle-short", "oracle-mixture"]
+    assert (scores["oracle"] == samples.probability).all()
+    assert (scores["oracle-short"] == samples.oracles[:, 1]).all()
+    assert oracle_scores(replace(samples, probability=None, oracles=None)) == {}
 
 
 @pytest.mark.data

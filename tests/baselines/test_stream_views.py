@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import rivals
 
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.features import _CACHE, side_table
@@ -31,9 +32,12 @@ def test_side_features_of_known_rows_do_not_depend_on_which_view_came_first(tiny
         assert np.array_equal(table[:known], whole[:known]), t
 
 
-@pytest.mark.parametrize("name", ["mf/fine-tuning", "sasrec/full-retraining", "logistic/fine-tuning"])
+@pytest.mark.parametrize(
+    "name",
+    ["mf+side/fine-tuning", "sasrec/full-retraining", "logistic+side/fine-tuning", "mf+side@period/full-retraining"],
+)
 def test_fit_and_score_through_views(tiny_periods: Periods, name: str) -> None:
-    plan, stream = classical.rows(tiny_periods.fingerprint, 0)[name], stream_of(tiny_periods)
+    plan, stream = rivals.rows(tiny_periods.fingerprint, 0)[name], stream_of(tiny_periods)
 
     def scores(view: Callable[[int], Periods]) -> list[np.ndarray]:
         _CACHE.clear()

@@ -29,7 +29,7 @@ def test_reads_atomic_files(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    log = synthetic.generate(SyntheticConfig(users=20, items=30, warmup=50), 5, 100, 10)
+    log = synthetic.generate(SyntheticConfig(users=20, items=30, warmup=50), 100, 10)
     recbole.write(log, tmp_path / "new" / "folder", "toy")
     back = recbole.read(tmp_path / "new" / "folder" / "toy.inter", 3)
     for name in ("label", "timestamp"):

@@ -35,3 +35,12 @@ def test_a_read_past_the_watermark_or_past_the_readers_time_is_an_error(tiny_per
         stream.read([Slice(3, "train")], as_of=3)
     with pytest.raises(LsatError, match="asked for train samples of period 2"):
         stream.read([Slice(2, "train")], as_of=1)
+
+
+def test_a_view_holds_no_later_label_and_no_truth(tiny_periods: Periods) -> None:
+    stream = Stream(tiny_periods)
+    stream.arrive(1)
+    assert tiny_periods.samples.oracles is not None
+    seen = stream.view(1).samples
+    assert not seen.label[tiny_periods.borders[1] :].any()
+    assert seen.probability is None and seen.oracles is None

@@ -9,12 +9,16 @@ from sklearn.metrics import roc_auc_score
 from lsat_ray.config import DataConfig, PeriodsConfig, SyntheticConfig
 from lsat_ray.data import load, synthetic
 from lsat_ray.data.periods import cut
-from lsat_ray.data.windows import windows
+from lsat_ray.data.windows import concatenate, windows
 from lsat_ray.errors import LsatError
 
 
-def stream(periods: int = 20, samples: int = 10_000, history: int = 10, **knobs: object):
-    return synthetic.generate(SyntheticConfig(**knobs), periods, samples, history)
+def stream(samples: int = 10_000, history: int = 10, **knobs: object):
+    return synthetic.generate(SyntheticConfig(**knobs), samples, history)
+
+
+def log_loss(truth: np.ndarray, score: np.ndarray) -> float:
+    return -float(np.mean(truth * np.log(score) + (1 - truth) * np.log(1 - score)))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ def stream(periods: int = 20, samples: int = 10_000, history: int = 10, **knobs:
     [(20, 10_000, 10, 12_000, 400), (7, 1_000, 3, 333, 9), (2, 50, 1, 0, 2)],
 )
 def test_counts_are_exact(periods, samples, history, warmup, users):
-    log = stream(periods, samples, history, warmup=warmup, users=users)
+    log = stream(samples, history, warmup=warmup, users=users)
     data = DataConfig(keep_last=samples, history=history, synthetic=SyntheticConfig(warmup=warmup, users=users))
     table = cut(log, data, PeriodsConfig(number=periods))
     assert len(table.samples) == warmup + samples
@@ -41,11 +45,33 @@ def test_the_seed_is_the_stream():
     assert stream(seed=3).fingerprint() != stream(seed=4).fingerprint()
 
 
-def test_the_oracle_of_the_default_is_between_80_and_85():
+def test_the_default_can_be_learned_and_needs_both_kinds_of_preference():
     data, periods = DataConfig(), PeriodsConfig()
-    table = cut(load(data, periods), data, periods)
+    table = cut(load(data), data, periods)
     tested = [table.rows(t) for t in range(11, 21)]
-    assert 0.80 < np.mean([roc_auc_score(s.label, s.probability) for s in tested]) < 0.85
+    truth = np.mean([roc_auc_score(s.label, s.probability) for s in tested])
+    long, short, mixture = (np.mean([roc_auc_score(s.label, s.oracles[:, j]) for s in tested]) for j in range(3))
+    assert 0.80 < truth < 0.90
+    assert min(long, short) > 0.65
+    assert max(long, short) + 0.01 < mixture < truth - 0.005
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PeriodsConfig(number=8),
+        PeriodsConfig(number=16),
+        PeriodsConfig(number=16, cut="time"),
+        PeriodsConfig(cut="dates", dates=("2020-05-15", "2020-05-25", "2020-06-01", "2020-06-20")),
+    ],
+)
+@pytest.mark.parametrize("keep_last", [None, 6_000])
+def test_every_cut_of_a_stream_has_the_same_labels(other, keep_last):
+    data = DataConfig(keep_last=keep_last)
+    whole = cut(load(data, PeriodsConfig()), data, PeriodsConfig()).samples
+    again = cut(load(data, other), data, other).samples
+    for name in ("user", "item", "label", "timestamp", "probability"):
+        assert np.array_equal(getattr(whole, name), getattr(again, name)), name
 
 
 def test_the_probability_is_calibrated_and_carries_the_noise():
@@ -75,48 +101,108 @@ def logit(log) -> np.ndarray:
     return np.log(log.probability / (1 - log.probability))
 
 
-def by_title_and_period(log, warmup: int, samples: int, periods: int) -> dict[tuple[int, int], set[float]]:
-    """Truths of every (item, period) among the targets."""
+BARE = {"taste": 0, "positivity": 0, "quality": 0, "items": 12, "users": 200, "warmup": 2_000, "noise": 0.0}
+
+
+def steps(log, half_life: float, border: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared move of an item's logit between its neighbouring targets over its expectation, and if across a border."""
     targets = windows(log, 10)
-    found: dict[tuple[int, int], set[float]] = {}
-    rows = targets.row - warmup
-    for item, row, p in zip(targets.item, rows, targets.probability, strict=True):
-        if row >= 0:
-            found.setdefault((int(item), int(row * periods // samples)), set()).add(round(float(p), 9))
-    return found
+    order = np.lexsort((targets.row, targets.item))
+    row, item, value = targets.row[order], targets.item[order], logit(targets)[order]
+    same = item[1:] == item[:-1]
+    expected = 2 * 3 * 1.2**2 * (1 - 0.5 ** (np.diff(row) / half_life))
+    across = row[1:] // border != row[:-1] // border
+    return (np.diff(value) ** 2 / expected)[same], across[same]
 
 
-def test_drift_follows_the_periods_borders():
-    knobs = {"taste": 0, "positivity": 0, "items": 12, "warmup": 400, "users": 40}
-    found = by_title_and_period(stream(5, 1_000, **knobs), 400, 1_000, 5)
-    assert all(len(truths) == 1 for truths in found.values())  # it stands still inside a period
-    for item in range(8):
-        assert len({next(iter(found[item, t])) for t in range(5) if (item, t) in found}) > 1  # and moves between
+def test_drift_moves_with_every_sample_and_does_not_know_the_borders():
+    move, across = steps(stream(20_000, **BARE, drift=1.2, half_life=500.0), 500.0, border=100)
+    assert across.sum() > 1_000
+    assert move[across].mean() == pytest.approx(1, abs=0.15)
+    assert move[~across].mean() == pytest.approx(1, abs=0.15)
 
 
-def test_the_warmup_is_earlier_periods_of_the_same_length():
-    period = synthetic._period(np.arange(25 + 30), warmup=25, samples=30, periods=3)
-    assert np.bincount(period).tolist() == [5, 10, 10, 10, 10, 10]
-    assert (np.diff(period) >= 0).all()
+def test_interest_is_a_users_own_and_short_lived():
+    log = stream(20_000, **BARE | {"users": 10}, drift=0.0, interest=1.0, interest_half_life=200.0)
+    targets = windows(log, 10)
+    value, near, far = logit(targets), [], []
+    for item in range(12):
+        for user in range(10):
+            mine = np.flatnonzero((targets.item == item) & (targets.user == user))
+            gap = np.diff(mine)
+            near += (value[mine][1:] * value[mine][:-1])[gap < 20].tolist()
+            far += (value[mine][1:] * value[mine][:-1])[gap > 1_500].tolist()
+    variance = value.var()
+    assert variance == pytest.approx(3, rel=0.2)
+    assert len(near) > 20 and np.mean(near) / variance > 0.75
+    if len(far) > 20:
+        assert abs(np.mean(far)) / variance < 0.3
+    order = np.lexsort((targets.row, targets.item))
+    others = (targets.item[order][1:] == targets.item[order][:-1]) & (
+        targets.user[order][1:] != targets.user[order][:-1]
+    )
+    assert abs(np.mean((value[order][1:] * value[order][:-1])[others])) / variance < 0.15
 
 
 def test_no_drift_is_one_truth_for_ever():
-    knobs = {"taste": 0, "positivity": 0, "items": 12, "warmup": 400, "users": 40, "drift": 0}
-    found = by_title_and_period(stream(5, 1_000, **knobs), 400, 1_000, 5)
-    for item in {i for i, _ in found}:
-        assert len(set.union(*(truths for (i, _), truths in found.items() if i == item))) == 1
+    log = stream(1_000, **BARE | {"quality": 0.7, "warmup": 400}, drift=0.0)
+    for item in range(12):
+        assert len(set(log.probability[log.item == item].round(9))) == 1
 
 
-def test_the_trend_is_stationary_with_the_given_half_life():
-    trend = synthetic._trend(np.random.default_rng(0), 4_000, 50, drift=1.2, half_life=4.0)
-    assert trend.std() == pytest.approx(1.2, rel=0.02)
+@pytest.mark.parametrize("half_life", [2.0, 400.0])
+def test_the_trend_is_stationary_with_the_given_half_life(half_life):
+    trend = synthetic._trend(np.random.default_rng(0), 40_000, 50, drift=1.2, half_life=half_life)
+    lag = int(half_life)
+    assert trend.std() == pytest.approx(1.2, rel=0.05)
     assert trend[:5].std() == pytest.approx(1.2, rel=0.2)
-    lagged = np.mean(trend[4:] * trend[:-4]) / np.mean(trend**2)
-    assert lagged == pytest.approx(0.5, abs=0.02)
+    lagged = np.mean(trend[lag:] * trend[:-lag]) / np.mean(trend**2)
+    assert lagged == pytest.approx(0.5, abs=0.05)
+
+
+def test_oracles_know_what_they_say_they_know():
+    calm = stream(4_000, drift=0.0)
+    assert np.allclose(calm.oracles[:, 0], calm.probability)  # nothing is short-lived: long is the truth
+    assert np.ptp(calm.oracles[:, 1]) == 0  # and short knows nothing
+    assert np.allclose(calm.oracles[:, 2], calm.probability, atol=1e-4)
+    hasty = stream(4_000, taste=0, positivity=0, quality=0, interest=0.5)
+    assert np.allclose(hasty.oracles[:, 1], hasty.probability)
+    assert np.ptp(hasty.oracles[:, 0]) == 0
+    assert np.array_equal(stream(4_000, drift=0.3).oracles[:, 0].argsort(), calm.oracles[:, 0].argsort())
+
+
+@pytest.mark.parametrize("knobs", [{}, {"drift": 2.4}, {"interest": 0.8, "taste": 0.8}, {"noise": 0.0}])
+def test_the_oracles_stand_in_order_and_none_beats_the_truth(knobs):
+    log = stream(10_000, **knobs)
+    long, short, mixture = (log_loss(log.probability, log.oracles[:, j]) for j in range(3))
+    assert log_loss(log.probability, log.probability) < mixture <= min(long, short) + 1e-9
+
+
+def test_partial_oracles_are_calibrated_over_streams():
+    """One stream has one trend and 24 qualities; what is expected over their law holds over many streams."""
+    logs = [stream(1_500, warmup=500, seed=seed, interest=0.5) for seed in range(60)]
+    for j in range(2):
+        score = np.concatenate([log.oracles[:, j] for log in logs])
+        truth = np.concatenate([log.probability for log in logs])
+        for low in (0.2, 0.35, 0.5, 0.65):
+            inside = (score >= low) & (score < low + 0.15)
+            assert truth[inside].mean() == pytest.approx(score[inside].mean(), abs=0.04), (j, low)
+
+
+def test_the_oracles_follow_their_rows_into_samples():
+    log = stream(1_000)
+    targets = windows(log, 10)
+    part = targets.take(slice(100, 300))
+    assert targets.oracles.shape == (len(targets), 3)
+    assert np.array_equal(part.oracles, targets.oracles[100:300])
+    at = {int(stamp): n for n, stamp in enumerate(log.timestamp)}
+    rows = [at[int(stamp)] for stamp in part.timestamp]
+    assert np.array_equal(part.oracles, log.oracles[rows])
+    assert concatenate([part, part]).oracles.shape == (400, 3)
 
 
 def test_the_knobs_leave_each_other_alone():
-    calm, wild = stream(drift=0.0), stream(drift=3.0)
+    calm, wild = stream(drift=0.0), stream(drift=3.0, interest=1.0)
     for name in ("user", "item", "timestamp"):
         assert (getattr(calm, name) == getattr(wild, name)).all()
     assert calm.titles == wild.titles
@@ -155,5 +241,6 @@ def test_a_user_meets_an_item_once():
 
 
 def test_too_few_samples_are_explained():
-    with pytest.raises(LsatError, match=r"data\.keep_last: 3 samples cannot fill 20 periods"):
-        load(DataConfig(keep_last=3), PeriodsConfig())
+    data = DataConfig(keep_last=3)
+    with pytest.raises(LsatError, match=r"periods\.number: 3 samples cannot make 20 periods"):
+        cut(load(data), data, PeriodsConfig())

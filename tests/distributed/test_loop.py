@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = """
 name: tiny
-data: {format: synthetic, keep_last: 480, synthetic: {users: 30, items: 60, warmup: 200, half_life: 2.0}}
+data: {format: synthetic, keep_last: 480, synthetic: {users: 30, items: 60, warmup: 200, half_life: 192}}
 periods: {number: 5, validation: 0.2}
 replay: {long_periods: 2}
 backbone: {nano: {hidden: 32, vocabulary: 420, epochs: 1}}

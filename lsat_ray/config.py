@@ -186,15 +186,27 @@ class Recipe(Node):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     batch_size: int = Field(128, ge=1)
-    """Targets a step over all workers."""
+    """Targets per step, over all workers."""
     epochs: int = Field(4, ge=1)
     """Most passes over the data."""
+    max_steps: int | None = Field(None, ge=1)
+    """Most optimizer steps, where that is less than `epochs` allow (null: `epochs` alone decide)."""
     eval_every: int | None = Field(None, ge=1)
-    """Steps between validations (null: once an epoch)."""
+    """Steps between validations (null: see `evals_per_epoch`)."""
+    evals_per_epoch: int | None = Field(None, ge=1)
+    """Validations per epoch, the last one at its end (null: one, unless `eval_every` is set)."""
     patience: int = Field(2, ge=1)
-    """Validations without a better AUC after which training stops."""
+    """Validations without a better one after which training stops."""
+    select: Literal["auc", "log-loss", "smoothed-auc", "one-se", "averaged"] = "auc"
+    """Which of the validated weights are kept (`training/selection.py`)."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+
+    @model_validator(mode="after")
+    def _one_rhythm(self) -> Recipe:
+        if self.eval_every and self.evals_per_epoch:
+            raise ValueError("eval_every and evals_per_epoch both say when to validate; leave one of them out")
+        return self
 
 
 class ClassicalRecipe(Node):
@@ -245,23 +257,23 @@ class EngineConfig(Node):
     kind: Literal["torch", "deepspeed"] = "deepspeed"
     """Plain torch (data parallel where there are several workers), or DeepSpeed."""
     zero: Literal["auto", 0, 1, 2, 3] = 1
-    """ZeRO stage; `auto`: the lowest that fits by an estimate of memory (`adapters/memory.py`), which is printed."""
+    """ZeRO stage; `auto`: the lowest that fits by an estimate of memory (`training/memory.py`), which is printed."""
     sessions: int = Field(1, ge=1)
     """Training sessions at once, each with its own workers."""
     workers: int = Field(2, ge=1)
-    """Workers a session."""
+    """Workers per session."""
     gpus: float = Field(0, ge=0)
-    """GPUs a worker."""
+    """GPUs per worker."""
     cpus: float = Field(0.25, gt=0)
-    """Logical CPUs a worker asks Ray for; small, so that the whole loop fits a laptop."""
+    """Logical CPUs that a worker asks Ray for; small, so that the whole loop fits a laptop."""
     threads: int = Field(1, ge=1)
-    """CPU threads a worker."""
+    """CPU threads per worker."""
     micro_batches: int = Field(1, ge=1)
     """Pieces into which a worker's share of a batch is cut (gradient accumulation)."""
     batch_tokens: int = Field(16384, ge=64)
     """Most tokens, padding included, in one forward pass without gradients."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass, which saves memory."""
     packing: bool = False
     """Compute no padding (exact layout): all prompts of a batch in one row, attention block by block."""
     checkpoint_every: int = Field(200, ge=1)

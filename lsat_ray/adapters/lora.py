@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from lsat_ray.backbone.dropout import Dropout
 from lsat_ray.backbone.forward import answer_states
 from lsat_ray.backbone.load import Backbone
 from lsat_ray.config import LoraSettings
@@ -60,7 +62,7 @@ class AdaptedBackbone(nn.Module):
         self.config = LoraConfig(
             r=lora.rank,
             lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-            lora_dropout=lora.dropout,
+            lora_dropout=0.0,  # ours is put in below
             target_modules=list(lora.targets),
             bias="none",
             task_type="CAUSAL_LM",
@@ -71,6 +73,7 @@ class AdaptedBackbone(nn.Module):
             raise LsatError(
                 f"lora.targets: {' '.join(str(error).split())[:200]}; name linear modules of the backbone"
             ) from error
+        self._set_dropout()
         self._wide: dict[int, str] = {lora.rank: "slot"}
         self.fixed: frozenset[str] = frozenset()  # weights of the training slot that are not trained (InfLoRA's A)
         self.magnitude: nn.Parameter | None
@@ -82,10 +85,27 @@ class AdaptedBackbone(nn.Module):
             self.peft.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
 
+    def _set_dropout(self) -> None:
+        """Give the training slot our dropout, and take that of the frozen backbone away, which a generator drives."""
+        for module in self.peft.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        if self.lora.dropout:
+            layers = {n: m for n, m in self.peft.named_modules() if isinstance(m, LoraLayer)}
+            for number, name in enumerate(sorted(layers)):
+                layers[name].lora_dropout["slot"] = Dropout(self.lora.dropout, number)
+
     @property
     def device(self) -> torch.device:
         """Device of the backbone."""
         return self.head.device  # type: ignore[return-value]
+
+    @property
+    def decoder(self) -> Any:
+        """The adapted decoder, without the head."""
+        return self._decoder[0]
 
     def slot_parameters(self, slot: str = "slot") -> dict[str, nn.Parameter]:
         """Return a slot's LoRA weights by PEFT's file names, in the model's order."""
@@ -150,6 +170,12 @@ class AdaptedBackbone(nn.Module):
         state = {k: v.detach().float().cpu().clone() for k, v in live.items()}
         return Adapter(state, self.lora.rank, self.lora.alpha)
 
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Copy what `snapshot` gave back into the training slot (and its magnitudes)."""
+        with torch.no_grad():
+            for name, parameter in {**self.slot_parameters(), **self.trainable()}.items():
+                parameter.copy_(state[name])
+
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Switch all adapters off: the frozen backbone."""
@@ -161,5 +187,5 @@ class AdaptedBackbone(nn.Module):
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
         """
-        read = answer_states(self._decoder[0], batch, self.checkpointing, self.packing).float()
+        read = answer_states(self.decoder, batch, self.checkpointing, self.packing).float()
         return read @ self.head.T + self.head_bias  # type: ignore[operator]

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from lsat_ray.config import LoraSettings, PromptConfig, Recipe
 from lsat_ray.data.periods import Slice
 
@@ -53,9 +55,10 @@ class AdapterSpec:
     recipe: Recipe
     seed: int
     init: AdapterSpec | None = None
-    """Adapter to start from (None: A kaiming-uniform from the seed, B zero)."""
+    """Adapter to start from (None: A kaiming-uniform from `start_seed`, B zero)."""
     keep_old: bool = False
-    """With `init`: return the initial adapter unchanged when no step beats it on the validation rows."""
+    """With `init`: return the initial adapter unchanged when the chosen step does not beat it on the validation
+    rows."""
     regulariser: Regulariser | None = None
     frozen: Frozen | None = None
     replay: int = 0
@@ -101,6 +104,17 @@ class AdapterSpec:
     def __repr__(self) -> str:
         rows = " ".join(f"{s.part}{s.period}" for s in self.train[-3:])
         return f"AdapterSpec({self.digest[:12]}, {len(self.train)} slices up to {rows}, seed {self.seed})"
+
+    @property
+    def start_seed(self) -> int:
+        """Return the seed of the initial A.
+
+        All adapters of a seed share their A, which LSAT-TA's merge needs. A link of a cumulative chain has its own, or
+        all links would look at the same directions of the input.
+        """
+        if self.frozen is None:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.last_period]).generate_state(1, np.uint64)[0])
 
     def parents(self) -> tuple[AdapterSpec, ...]:
         """Return the adapters that must exist before this one can be trained."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lsat_ray.backbone import lean, packed
+from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.prompts.batch import Batch
 
 
@@ -33,10 +34,14 @@ def hidden_states(decoder: Any, batch: Batch, share_prefix: bool = True) -> torc
     The prefix is run once, its keys and values are repeated along the batch, so gradients through it add up as if each
     row had computed its own. Without `share_prefix` (activation checkpointing has no cache) every row computes it.
     """
-    shared = len(batch.prefix)
+    shared, keys = len(batch.prefix), token_keys(batch)
     if shared and share_prefix:
+        if keys is not None:
+            use(decoder, keys[:shared])
         cache = decoder(input_ids=batch.prefix[None], use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(batch.tokens))
+        if keys is not None:
+            use(decoder, keys[shared:])
         output = decoder(
             input_ids=batch.tokens,
             position_ids=batch.position,
@@ -47,6 +52,8 @@ def hidden_states(decoder: Any, batch: Batch, share_prefix: bool = True) -> torc
         return output.last_hidden_state
     rows, width = batch.tokens.shape
     device = batch.tokens.device
+    if keys is not None:
+        use(decoder, torch.cat([keys[:shared].expand(rows, shared), keys[shared:].view(rows, width)], dim=1).flatten())
     tokens = torch.cat([batch.prefix.expand(rows, shared), batch.tokens], dim=1)
     position = torch.cat([torch.arange(shared, device=device).expand(rows, shared), batch.position], dim=1)
     mask = None

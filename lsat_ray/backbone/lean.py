@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone.attention import attend
+from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.prompts.batch import Batch
 
 _Parts = tuple[torch.Tensor, torch.Tensor]
@@ -39,6 +40,8 @@ class _Plan(NamedTuple):
     """[T, 1, d / 2]."""
     mask: torch.Tensor
     """float [B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
+    keys: torch.Tensor | None
+    """int64 [T], what dropout knows the tokens by; None where nothing is dropped."""
 
 
 def supports(decoder: Any) -> bool:
@@ -83,7 +86,7 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor) -> _Plan:
         seen = torch.cat([seen.new_ones(width, prefix), seen], dim=1)[None, None]
     else:
         seen = batch.mask
-    return _Plan(prefix, rows, width, cos, sin, _additive(seen, x.dtype))
+    return _Plan(prefix, rows, width, cos, sin, _additive(seen, x.dtype), token_keys(batch))
 
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -108,7 +111,7 @@ def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     attention = layer.self_attn
-    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin)
+    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin, plan.keys)
     (ahead, own), keys, values = (_parted(t, plan) for t in (query, key, value))
     mixed = attend(_rows(own, plan), *_joined(keys, values, plan), plan.mask, attention.scaling)
     mixed = mixed.transpose(1, 2).reshape(-1, *query.shape[1:])
@@ -116,34 +119,44 @@ def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
         alone = [t[None].transpose(1, 2) for t in (ahead, keys[0], values[0])]
         first = attend(alone[0], alone[1], alone[2], None, attention.scaling)
         mixed = torch.cat([first.transpose(1, 2)[0], mixed])
-    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
+    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1), plan.keys), plan.keys)
 
 
 def _last_layer(
     layer: Any, x: torch.Tensor, plan: _Plan, place: torch.Tensor, mask: torch.Tensor, slot: torch.Tensor
 ) -> torch.Tensor:
     attention, normed = layer.self_attn, norm(layer.input_layernorm, x)
-    key, value = (_parted(t, plan) for t in heads(attention, "kv", normed, plan.cos, plan.sin))
+    key, value = (_parted(t, plan) for t in heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys))
     at = place.flatten()
-    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at])[0]
+    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at], some(plan.keys, at))[0]
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
     mixed = attend(query, *_joined(key, value, plan), mask, attention.scaling)
     mixed = mixed.transpose(1, 2).flatten(2).flatten(0, 1)
-    return feed(layer, x[at[slot]] + linear(attention.o_proj, mixed[slot]))
+    at = at[slot]
+    keys = some(plan.keys, at)
+    return feed(layer, x[at] + linear(attention.o_proj, mixed[slot], keys), keys)
 
 
-def feed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def some(keys: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
+    """Return the keys of some tokens, where there are keys."""
+    return None if keys is None else keys[at]
+
+
+def feed(layer: Any, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
     """Return the stream after the layer's gated MLP, its residual included."""
     mlp = layer.mlp
     normed = norm(layer.post_attention_layernorm, x)
-    gate, up = linears([mlp.gate_proj, mlp.up_proj], normed)
-    return x + linear(mlp.down_proj, mlp.act_fn(gate) * up)
+    gate, up = linears([mlp.gate_proj, mlp.up_proj], normed, keys)
+    return x + linear(mlp.down_proj, mlp.act_fn(gate) * up, keys)
 
 
-def heads(attention: Any, which: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> list[torch.Tensor]:
+def heads(
+    attention: Any, which: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, keys: torch.Tensor | None
+) -> list[torch.Tensor]:
     """Return those of queries, keys and values that `which` names ("qkv"), [T, heads, d], normed and rotated."""
     found = []
-    for name, flat in zip(which, linears([getattr(attention, f"{n}_proj") for n in which], x), strict=True):
+    modules = [getattr(attention, f"{n}_proj") for n in which]
+    for name, flat in zip(which, linears(modules, x, keys), strict=True):
         one = flat.view(len(x), -1, attention.head_dim)
         own = getattr(attention, f"{name}_norm", None)
         one = one if own is None else norm(own, one)
@@ -172,12 +185,18 @@ def _joined(key: _Parts, value: _Parts, plan: _Plan) -> tuple[torch.Tensor, torc
     return both[0], both[1]
 
 
-def linears(modules: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
-    """Return `[m(x) for m in modules]`, x [T, in], in fewer passes where all are plain, with LoRA or without."""
+def linears(modules: Sequence[Any], x: torch.Tensor, keys: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Return `[m(x) for m in modules]`, x [T, in], in fewer passes where all are plain, with LoRA or without.
+
+    Args:
+        modules: linear layers, plain or with LoRA.
+        x: [T, in].
+        keys: int64 [T] of `dropout.token_keys`.
+    """
     kinds = [_kind(m) for m in modules]
     if "other" in kinds or "mixed" in kinds:
         pairs = zip(modules, kinds, strict=True)
-        return [_mixed(m, x) if kind == "mixed" else m(x) for m, kind in pairs]
+        return [_mixed(m, x) if kind == "mixed" else _called(m, x, keys) for m, kind in pairs]
     weights: list[torch.Tensor | None] = []
     scales = []
     for module, kind in zip(modules, kinds, strict=True):
@@ -191,9 +210,15 @@ def linears(modules: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     return list(_Linears.apply(x, scales, *weights))
 
 
-def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+def linear(module: Any, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
     """Return `module(x)`, x [T, in]."""
-    return linears([module], x)[0]
+    return linears([module], x, keys)[0]
+
+
+def _called(module: Any, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+    if keys is not None:
+        use(module, keys)
+    return module(x)  # type: ignore[no-any-return]
 
 
 class _Linears(torch.autograd.Function):

@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from lsat_ray.backbone.lean import feed, heads, linear, norm
+from lsat_ray.backbone.dropout import token_keys
+from lsat_ray.backbone.lean import feed, heads, linear, norm, some
 from lsat_ray.prompts.batch import Batch
 
 
@@ -33,6 +34,8 @@ class _Plan(NamedTuple):
     """int32 [1 + B + 1], where each block's keys begin in `seen`."""
     answer: torch.Tensor
     """int64 [B], the token at which each prompt is answered: its last."""
+    keys: torch.Tensor | None
+    """int64 [T], what dropout knows the tokens by; None where nothing is dropped."""
 
 
 def fits(batch: Batch) -> bool:
@@ -75,24 +78,28 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor, length: torch.Tensor, rea
     start = torch.cat([length.new_zeros(1), end - length - prefix])  # added to a place past the prefix
     seen = torch.where(place < prefix, place, place + start[block])
     queries = torch.cat([length.new_zeros(1), length.new_tensor([prefix]), end])
-    return _Plan(cos, sin, seen, queries.int(), torch.cat([begin, keys.sum()[None]]).int(), end - 1)
+    own = token_keys(batch)
+    if own is not None:
+        own = torch.cat([own[:prefix], own[prefix:].view(real.shape)[real]])
+    return _Plan(cos, sin, seen, queries.int(), torch.cat([begin, keys.sum()[None]]).int(), end - 1, own)
 
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     attention = layer.self_attn
-    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin)
+    query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin, plan.keys)
     mixed = _attend(attention, query, key[plan.seen], value[plan.seen], plan.query, plan.key)
-    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1)))
+    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1), plan.keys), plan.keys)
 
 
 def _last_layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     attention, normed, at = layer.self_attn, norm(layer.input_layernorm, x), plan.answer
-    key, value = heads(attention, "kv", normed, plan.cos, plan.sin)
-    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at])[0]
+    keys = some(plan.keys, at)
+    key, value = heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys)
+    query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at], keys)[0]
     one = torch.arange(len(at) + 1, device=x.device, dtype=torch.int32)
     one = torch.cat([one[:1], one])  # the prefix asks nothing
     mixed = _attend(attention, query, key[plan.seen], value[plan.seen], one, plan.key)
-    return feed(layer, x[at] + linear(attention.o_proj, mixed.flatten(1)))
+    return feed(layer, x[at] + linear(attention.o_proj, mixed.flatten(1), keys), keys)
 
 
 def _attend(

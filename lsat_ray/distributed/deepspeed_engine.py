@@ -32,6 +32,7 @@ class DeepSpeedEngine:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # inference only, and needs a compiler
         self._deepspeed = deepspeed
+        self.kind = f"deepspeed zero {stage}"
         self.stage = stage
         self.rank = distributed.get_rank()
         self.world = distributed.get_world_size()
@@ -79,7 +80,7 @@ class DeepSpeedEngine:
         return self._engine(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add this rank's share of the global mean loss."""
+        """Add the gradients of this rank's share of the global mean loss."""
         if self._pending:
             self._engine.step()  # not yet at the accumulation border: only counts
         self._engine.backward(loss * (self.world * self._micro_batches))
@@ -106,7 +107,7 @@ class DeepSpeedEngine:
         return {k: v for part in parts for k, v in part.items()}
 
     def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over this rank's part of what `optimizer_state` gave."""
+        """Load this rank's part of what `optimizer_state` returned."""
         optimizer = self._optimizer
         owners = list(optimizer.state) or [p for group in optimizer.param_groups for p in group["params"]]
         if not owners:  # ZeRO-3 lends its shards to the optimizer during a step only

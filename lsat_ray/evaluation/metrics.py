@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.metrics import log_loss
 
 from lsat_ray.errors import LsatError
@@ -51,6 +52,30 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     if len(truth) == 0 or truth.all() or not truth.any():
         return float("nan")
     return float(delong.placements(truth, values)[0].mean())
+
+
+def auc_or_log_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
+    """Return what validation selects by, higher is better: the AUC, or minus the log-loss where a class is missing.
+
+    Every choice on V_t (the step that is kept, merge weights) is the first of the highest. The AUC is counted in half
+    pairs, so that equal rankings have equal values to the last bit and "the first of equals" does not hang on rounding.
+
+    Args:
+        label: [N], 0 or 1, at least one.
+        score_logit: [N], log-odds of a like (a margin, or the logit of a probability).
+    """
+    positive = np.asarray(label).astype(bool)
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return -logit_loss(label, score_logit)
+    below = rankdata(score_logit)[positive].sum() - count * (count + 1) / 2
+    return float(below / (count * (len(positive) - count)))
+
+
+def logit_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
+    """Return the mean log-loss of log-odds, in nats, without clipping."""
+    sign = np.where(np.asarray(label) > 0, 1.0, -1.0)
+    return float(np.logaddexp(0.0, -sign * np.asarray(score_logit, dtype=np.float64)).mean())
 
 
 def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -71,8 +71,12 @@ class Batch:
     """int64 [N, 2], (sequence, position) of each answer."""
     label: torch.Tensor
     """float32 [N]."""
+    sequence: torch.Tensor
+    """int64 [B], which sequences of the `Encoded` these are."""
     index: np.ndarray
     """int64 [N], position of each target in the `Encoded` that it came from."""
+    noise: tuple[int, int] | None = None
+    """(seed, step) of the dropout masks; None where nothing is dropped."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; on its way to a GPU it is pinned, so that the copy does not wait."""
@@ -89,11 +93,13 @@ class Batch:
             mask,
             move(self.answer),
             move(self.label),
+            move(self.sequence),
             self.index,
+            self.noise,
         )
 
 
-def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0) -> Batch:
+def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0, noise: tuple[int, int] | None = None) -> Batch:
     """Pad some sequences into one batch.
 
     Padding stands on the right, where causal attention never looks, so the exact layout needs no mask.
@@ -102,6 +108,7 @@ def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0) -> Batch:
         encoded: the sequences.
         sequences: int [B], which of them.
         pad: any token id of the vocabulary.
+        noise: (seed, step) of the dropout masks, for a step of training.
     """
     sequences = np.asarray(sequences)
     starts, lengths = encoded.offsets[sequences], encoded.lengths[sequences]
@@ -133,7 +140,9 @@ def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0) -> Batch:
         mask=mask,
         answer=torch.from_numpy(answer.astype(np.int64)),
         label=torch.from_numpy(encoded.label[index].astype(np.float32)),
+        sequence=torch.from_numpy(sequences.astype(np.int64)),
         index=index,
+        noise=noise,
     )
 
 

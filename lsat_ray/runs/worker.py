@@ -127,14 +127,7 @@ class Worker:
             frozen,
             self.states,
         )
-        facts = {
-            "auc": fitted.auc,
-            "best_step": fitted.best_step,
-            "steps": fitted.steps,
-            "targets": fitted.targets,
-            "history": fitted.history,
-            "penalty": fitted.penalty,
-        }
+        facts = fitted.facts()
         if self.engine.rank == 0:
             base = self.context.config.backbone.path
             self.store.publish(spec, fitted.adapter, facts, base, by_row(validation.row, fitted.margin))

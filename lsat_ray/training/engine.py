@@ -17,6 +17,8 @@ from lsat_ray.prompts.batch import Batch
 class Engine(Protocol):
     """Who turns losses into steps. One instance serves one adapter after another."""
 
+    kind: str
+    """Name of the engine, with its ZeRO stage."""
     rank: int
     world: int
 
@@ -24,16 +26,20 @@ class Engine(Protocol):
         """Make the slot's weights whole on every rank, to be read or written (ZeRO-3 splits them)."""
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
-        """Take the model's training slot with a fresh optimizer."""
+        """Take the model's training slot, with a fresh optimizer."""
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Run the model forward."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of this worker's share of the global mean loss."""
+        """Add the gradients of this worker's share of the global mean loss, times the number of workers.
+
+        Gradients that are added besides (`Penalty.added`) are the same on every worker: `step` averages, so that they
+        count once.
+        """
 
     def step(self, lr: float) -> None:
-        """Average over workers, clip, update, clear."""
+        """Average the gradients over workers, clip them, update the weights, clear the gradients."""
 
     def snapshot(self) -> Adapter:
         """Return the current weights, on every rank."""
@@ -42,34 +48,35 @@ class Engine(Protocol):
         """Return the ranks' arrays one after the other, on every rank."""
 
     def finish(self) -> None:
-        """Let the model go."""
+        """Release the model."""
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """An engine whose optimizer can be put down and taken up again, to the bit."""
+    """An engine whose optimizer can be saved and loaded, to the bit."""
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """Return the optimizer's tensors by name, CPU, on every rank."""
 
     def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `optimizer_state` gave, after `begin`."""
+        """Load what `optimizer_state` returned; call it after `begin`."""
 
 
 @runtime_checkable
 class Elastic(Protocol):
-    """An engine that can start a step over in smaller pieces."""
+    """An engine that can repeat a step in smaller micro-batches."""
 
     def any(self, mine: bool) -> bool:
-        """Return whether it is so on any rank."""
+        """Return whether `mine` is true on any rank."""
 
     def restart(self, micro_batches: int) -> None:
-        """Drop this step's gradients; from now on a step has so many micro-batches."""
+        """Drop this step's gradients; from now on a step has `micro_batches` micro-batches."""
 
 
 class TorchEngine:
     """One process, plain torch."""
 
+    kind = "torch"
     rank = 0
     world = 1
 
@@ -128,13 +135,18 @@ class TorchEngine:
 class DataParallel(TorchEngine):
     """Plain torch on every rank of a group that `torch.distributed` has already formed.
 
-    Only LoRA weights are trained, so the gradients of a whole step fit one message: they are summed once a step, after
-    accumulation, and no rank waits for another before.
+    Only LoRA weights are trained, so the gradients of a whole step fit one message: they are averaged once per step,
+    after accumulation, and no rank waits for another before.
     """
+
+    kind = "data-parallel"
 
     def __init__(self) -> None:
         self.rank = distributed.get_rank()
         self.world = distributed.get_world_size()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.world).backward()
 
     def step(self, lr: float) -> None:
         for parameter in self._parameters:
@@ -143,8 +155,9 @@ class DataParallel(TorchEngine):
         grads = [p.grad for p in self._parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
         distributed.all_reduce(flat)
-        for grad, total in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(total.view_as(grad))
+        flat /= self.world
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
         super().step(lr)
 
     def any(self, mine: bool) -> bool:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
-from torch.nn import functional
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens
-from lsat_ray.scoring.score import margins
+from lsat_ray.evaluation.metrics import auc_or_log_loss
+from lsat_ray.prompts.batch import Encoded, plan_epoch
 from lsat_ray.training import penalty as penalties
+from lsat_ray.training import selection
 from lsat_ray.training.checkpoint import Checkpointer
 from lsat_ray.training.engine import DataParallel, Elastic, Engine, Resumable, TorchEngine
 from lsat_ray.training.frozen import Beside, beside, own
-from lsat_ray.training.progress import Progress
+from lsat_ray.training.progress import Progress, under
+from lsat_ray.training.selection import Candidate
+from lsat_ray.training.step import gradients, sharded_margins, step_with_oom_retry
 
 __all__ = [
     "DataParallel",
@@ -33,9 +34,10 @@ __all__ = [
     "TorchEngine",
     "fit",
     "gradients",
-    "quality",
     "sharded_margins",
 ]
+
+StoppedBy = Literal["patience", "budget"]
 
 
 @dataclass
@@ -46,26 +48,26 @@ class Fitted:
     margin: np.ndarray
     """float32 [V], l_Yes - l_No of the kept weights on the validation targets, in the order of `Encoded.row`."""
     auc: float
-    """Validation AUC of the kept weights."""
+    """`auc_or_log_loss` of the kept weights on the validation targets."""
     best_step: int
-    """Step whose weights were kept; 0 is the start."""
+    """Step whose weights were kept (the middle one where several are averaged); 0 is the start."""
     steps: int
+    """Optimizer steps that were taken."""
+    stopped_by: StoppedBy
+    """Whether validation stopped improving, or epochs and `max_steps` were used up before."""
     targets: int
     """Targets that went through a training step."""
     seconds: dict[str, float] = field(default_factory=dict)
     """`train` and `score`."""
     history: list[tuple[int, float, float]] = field(default_factory=list)
-    """(step, mean loss since the last validation, validation AUC)."""
+    """(step, mean loss since the last validation, `auc_or_log_loss` on the validation targets)."""
     penalty: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, weighted penalty, norm of its gradient) at each validation; the loss in `history` is without it."""
 
-
-def quality(label: np.ndarray, margin: np.ndarray) -> float:
-    """Return the AUC; with one class only, minus the log-loss, so that there is still an order."""
-    if 0 < label.sum() < len(label):
-        return float(roc_auc_score(label, margin))
-    sign = np.where(label > 0, 1.0, -1.0)
-    return -float(np.logaddexp(0.0, -sign * margin.astype(np.float64)).mean())
+    def facts(self) -> dict[str, Any]:
+        """Return what is published beside the weights, JSON-ready."""
+        names = ("auc", "best_step", "steps", "stopped_by", "targets", "history", "penalty")
+        return {name: getattr(self, name) for name in names}
 
 
 def fit(
@@ -83,26 +85,33 @@ def fit(
     """Fit the adapter that a spec names.
 
     The loss is the cross-entropy over {No, Yes} at the answer's place, a mean over the targets of the global batch
-    whatever the number of workers. Validation AUC is taken every `eval_every` steps; the best weights are kept.
-    Where memory runs out, micro-batches are halved for good and the step begins again: the global batch stays.
+    whatever the number of workers. Validation follows the recipe's rhythm; its rule chooses among the validated
+    weights. With `spec.keep_old` the initial adapter is compared with these at the end. Where memory runs out,
+    micro-batches are halved for good and the step is repeated: the global batch stays.
 
     Args:
-        spec: recipe, seed and warm-start rule.
+        spec: recipe, LoRA shape, seed and warm-start rule.
         model: the backbone with its training slot.
         train: encoded training rows.
         validation: encoded validation rows.
         engine: plain torch or DeepSpeed.
         settings: micro-batches and token budget.
         initial: weights of `spec.init`.
-        progress: is told one line a validation.
+        progress: gets one line per validation.
         frozen: weights of `spec.frozen.adapters`, in that order.
-        checkpoint: saves the fit's state every so many steps, and lets a later call with the same arguments go on
+        checkpoint: saves the fit's state every so many steps, and lets a later call with the same arguments resume
             from there to the same bytes (a `Resumable` engine; without `frozen`). The caller clears it.
 
     Raises:
-        LsatError: when the loss is not finite, the message holds the batch's row ids; when one sequence is too much
-            for the memory.
+        LsatError: when the spec's LoRA shape is not the model's; when the loss is not finite, with the batch's row ids;
+            when one sequence is too much for the memory.
     """
+    if spec.lora != model.lora:
+        names = [n for n in type(spec.lora).model_fields if getattr(spec.lora, n) != getattr(model.lora, n)]
+        pairs = ", ".join(f"{n} {getattr(spec.lora, n)} against {getattr(model.lora, n)}" for n in names)
+        raise LsatError(
+            f"adapter {spec.digest[:12]}: lora of the spec and of the model differ ({pairs}); make both from one config"
+        )
     with beside(model, spec, frozen) as extra:
         run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
         run.start(initial, checkpoint)
@@ -131,20 +140,19 @@ class _Fit:
         self.now = Progress(np.random.default_rng([spec.seed, 7]), settings.micro_batches)
 
     def start(self, initial: Adapter | None, checkpoint: Checkpointer | None) -> None:
-        """Put the weights to start from, or to go on from, into the training slot and hand it to the engine."""
+        """Load the initial weights, or those of the newest state, into the training slot; hand it to the engine."""
         spec, model = self.spec, self.model
         if (spec.init is None) != (initial is None):
             raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
         with self.engine.whole(model):
-            model.reset(spec.seed)
+            model.reset(spec.start_seed)
             if initial is not None:
                 initial = own(initial, spec.lora.rank)
                 model.wear(initial)
             if self.extra:
-                self.extra.start(self.rows, self.settings.batch_tokens)
+                self.extra.start(self.rows)
         past = self.extra.past if self.extra else None
         self.penalty = penalties.of(spec, model.slot_parameters, initial, past)
-        torch.manual_seed(spec.seed * 1000 + self.engine.rank)  # dropout
         self.initial = initial
         if checkpoint and not self.extra and isinstance(self.engine, Resumable):
             self.checkpoint = checkpoint
@@ -152,215 +160,154 @@ class _Fit:
         self.engine.begin(model, self.recipe, self.now.micro_batches)
         if state:
             assert isinstance(self.engine, Resumable)
-            self.engine.load_optimizer_state(_under(state, "optimizer."))
-            random = state["random"].chunk(self.engine.world)[self.engine.rank]
-            _set_random_state(random, self.model.device)
+            self.engine.load_optimizer_state(under(state, "optimizer."))
 
     def train(self) -> None:
-        """Take steps until the epochs or the patience are used up."""
-        now, recipe = self.now, self.recipe
-        if now.step == 0 and self.spec.keep_old and self.initial is not None:
-            now.offer(*self.evaluate(), self.initial)
-        while now.epoch < recipe.epochs and now.waited < recipe.patience:
+        """Take steps until the budget or the patience is used up."""
+        now = self.now
+        while now.epoch < self.recipe.epochs and not self.stopped():
             now.drawn = dict(now.order.bit_generator.state)
-            batches = plan_epoch(self.rows, recipe.batch_size, now.order)
-            while now.batch < len(batches) and now.waited < recipe.patience:
-                self.step(batches[now.batch], last=now.batch == len(batches) - 1)
+            batches = plan_epoch(self.rows, self.recipe.batch_size, now.order)
+            while now.batch < len(batches) and not self.stopped():
+                self.step(batches[now.batch])
+                if self.due(len(batches)):
+                    self.validate()
+                if self.checkpoint and self.checkpoint.due(now.step):
+                    self.save(self.checkpoint)
             if now.batch == len(batches):
                 now.epoch, now.batch = now.epoch + 1, 0
 
-    def step(self, batch: np.ndarray, last: bool) -> None:
-        """Take one optimizer step, and what is due after it."""
+    def stopped(self) -> bool:
+        """Return whether the patience or the budget of steps is used up."""
+        return self.now.waited >= self.recipe.patience or self.now.step == self.recipe.max_steps
+
+    def due(self, batches: int) -> bool:
+        """Return whether the step just taken is validated, in an epoch of so many batches."""
+        now, recipe = self.now, self.recipe
+        if now.step == recipe.max_steps:
+            return True
+        if recipe.eval_every:
+            return now.step % recipe.eval_every == 0
+        times = recipe.evals_per_epoch or 1
+        return now.batch * times // batches > (now.batch - 1) * times // batches
+
+    def step(self, batch: np.ndarray) -> None:
+        """Take one optimizer step."""
         now, recipe = self.now, self.recipe
         began = time.perf_counter()
         now.step += 1
         lr = recipe.lr * min(1.0, now.step / recipe.warmup) if recipe.warmup else recipe.lr
-        value, now.micro_batches = _roomy_step(
-            self.model, self.engine, self.rows, batch, lr, now.micro_batches, self.penalty
+        noise = (self.spec.seed, now.step) if self.spec.lora.dropout else None
+        value, now.micro_batches = step_with_oom_retry(
+            self.model, self.engine, self.rows, batch, lr, now.micro_batches, self.penalty, noise
         )
         now.losses.append(value)
         now.seen += int(self.rows.targets[batch].sum())
         now.batch += 1
         now.seconds["train"] += time.perf_counter() - began
-        if (now.step % recipe.eval_every == 0) if recipe.eval_every else last:
-            self.validate()
-        if self.checkpoint and self.checkpoint.due(now.step):
-            self.save(self.checkpoint)
 
-    def evaluate(self) -> tuple[float, np.ndarray]:
-        """Return AUC and margins of the present weights on the validation rows."""
+    def evaluate(self) -> np.ndarray:
+        """Return the margins of the present weights on the validation rows."""
         began = time.perf_counter()
         margin = sharded_margins(self.model, self.engine, self.validation, self.settings.batch_tokens)
         self.now.seconds["score"] += time.perf_counter() - began
-        return quality(self.validation.label, margin), margin
+        return margin
 
     def validate(self) -> None:
-        """Evaluate, note it, and keep the weights when they are the best so far."""
+        """Evaluate, record it, and count how long there has been nothing better."""
         now = self.now
-        auc, margin = self.evaluate()
+        margin = self.evaluate()
+        auc = auc_or_log_loss(self.validation.label, margin)
         mean = float(self.engine.gather(np.array([np.mean(now.losses)])).mean())
         now.history.append((now.step, mean, auc))
         if self.penalty:
             with self.engine.whole(self.model):
                 now.pulls.append((now.step, *self.penalty.measure()))
         now.losses = []
-        if self.tell:
-            self.tell(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation AUC {auc:.4f}")
-        if auc > now.best_auc:
-            now.offer(auc, margin, self.engine.snapshot())
-            now.waited = 0
-        else:
-            now.waited += 1
+        self.say(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation AUC {auc:.4f}")
+        value = self.measure(margin)
+        better, greedy = value > now.best, self.recipe.select in selection.GREEDY
+        now.best, now.waited = max(value, now.best), 0 if better else now.waited + 1
+        if better and greedy:
+            now.candidates.clear()
+        if better or not greedy:
+            now.candidates.append(Candidate(now.step, self.engine.snapshot(), margin))
+
+    def measure(self, margin: np.ndarray) -> float:
+        """Return what the recipe's rule compares, higher is better."""
+        return selection.measure(self.recipe.select, self.validation.label, margin)
 
     def finish(self) -> Fitted:
-        """Let the engine go and return the best weights."""
+        """Choose, release the engine and return the weights."""
         now = self.now
-        if now.best is None:  # fewer steps than `eval_every`
-            now.offer(*self.evaluate(), self.engine.snapshot())
+        if not now.candidates:  # fewer steps than `eval_every`
+            now.candidates.append(Candidate(now.step, self.engine.snapshot(), self.evaluate()))
+        best = self.choose()
         self.engine.finish()
         self.model.eval()
-        assert now.best is not None
-        whole = self.extra.whole(now.best) if self.extra else now.best
-        margin, history = now.best_margin, now.history
-        return Fitted(whole, margin, now.best_auc, now.best_step, now.step, now.seen, now.seconds, history, now.pulls)
+        return Fitted(
+            adapter=self.extra.whole(best.adapter) if self.extra else best.adapter,
+            margin=best.margin,
+            auc=auc_or_log_loss(self.validation.label, best.margin),
+            best_step=best.step,
+            steps=now.step,
+            stopped_by="patience" if now.waited >= self.recipe.patience else "budget",
+            targets=now.seen,
+            seconds=now.seconds,
+            history=now.history,
+            penalty=now.pulls,
+        )
+
+    def choose(self) -> Candidate:
+        """Return what the rule keeps; with `keep_old` the untuned start, unless that is worse."""
+        rule = selection.RULES[self.recipe.select]
+        chosen = [self.now.candidates[i] for i in rule(self.now.candidates, self.validation.label)]
+        best = chosen[len(chosen) // 2]
+        if len(chosen) > 1:
+            best = self.candidate(best.step, selection.mean([c.adapter for c in chosen]))
+        if self.spec.keep_old and self.initial is not None:
+            old = self.candidate(0, self.initial)
+            best = old if self.measure(old.margin) >= self.measure(best.margin) else best
+        return best
+
+    def candidate(self, step: int, adapter: Adapter) -> Candidate:
+        """Load weights into the training slot and evaluate them."""
+        with self.engine.whole(self.model):
+            self.model.restore(adapter.state)
+        return Candidate(step, adapter, self.evaluate())
 
     def save(self, checkpoint: Checkpointer) -> None:
-        """Put everything down that the further course depends on; rank 0 writes."""
+        """Checkpoint everything needed to resume exactly; rank 0 writes."""
         assert isinstance(self.engine, Resumable)
         tensors, facts = self.now.pack()
         tensors |= {f"now.{k}": v for k, v in self.engine.snapshot().state.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.engine.optimizer_state().items()}
-        tensors["random"] = torch.from_numpy(self.engine.gather(_random_state(self.model.device)))
-        facts["world"] = self.engine.world
+        facts["engine"] = self.engine_name()
         if self.engine.rank == 0:
             checkpoint.save(self.spec.digest, self.now.step, tensors, facts)
 
     def resume(self) -> dict[str, torch.Tensor]:
-        """Take up the newest state's place and weights, if there is one of as many workers; return its tensors."""
+        """Load place and weights of the newest state, if there is one of this engine; return its tensors."""
         found = self.checkpoint.load(self.spec.digest) if self.checkpoint else None
-        if found is None or found[1].pop("world") != self.engine.world:
+        if found is None:
             return {}
         tensors, facts = found
+        engine = facts.pop("engine", "an earlier version")
+        if engine != self.engine_name():
+            self.say(f"not resumed: the state of step {facts['step']} is of {engine}, this is {self.engine_name()}")
+            return {}
         self.now.unpack(tensors, facts)
         self.now.rewind()
         with self.engine.whole(self.model):
-            self.model.wear(Adapter(_under(tensors, "now."), self.model.lora.rank, self.model.lora.alpha))
-        if self.tell:
-            self.tell(f"resumed at step {self.now.step}")
+            self.model.restore(under(tensors, "now."))
+        self.say(f"resumed at step {self.now.step}")
         return tensors
 
+    def engine_name(self) -> str:
+        """Return what decides the form of the optimizer's state: engine, ZeRO stage and workers."""
+        return f"{self.engine.kind}, {self.engine.world} worker(s)"
 
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _random_state(device: torch.device) -> np.ndarray:
-    """Return the generators that dropout draws from, uint8: the CPU's, then the device's."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return torch.cat(states).numpy()
-
-
-def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    host = len(torch.get_rng_state())
-    torch.set_rng_state(state[:host].clone())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[host:].clone(), device)
-
-
-def _roomy_step(
-    model: AdaptedBackbone,
-    engine: Engine,
-    train: Encoded,
-    batch: np.ndarray,
-    lr: float,
-    micro_batches: int,
-    penalty: penalties.Penalty | None,
-) -> tuple[float, int]:
-    """Take a step; where any rank's memory runs out, all begin it again in twice as many pieces.
-
-    Returns:
-        The step's mean loss and the pieces that it took.
-
-    Raises:
-        LsatError: when there is nothing left to halve, or the engine cannot begin a step again (DeepSpeed reduces
-            gradients while it computes them, so a rank that fails leaves the others waiting).
-    """
-    while True:
-        cause: torch.OutOfMemoryError | None = None
-        value = 0.0
-        try:
-            value = gradients(model, engine, train, batch, micro_batches, penalty)
-        except torch.OutOfMemoryError as error:
-            cause = error
-        short = engine.any(cause is not None) if isinstance(engine, Elastic) else cause is not None
-        if not short:
-            engine.step(lr)
-            return value, micro_batches
-        if not isinstance(engine, Elastic) or micro_batches >= len(batch):
-            raise LsatError(
-                f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
-                "set engine.checkpointing, or lower recipe.batch_size"
-            ) from cause
-        micro_batches = min(2 * micro_batches, len(batch))
-        engine.restart(micro_batches)
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
-    """Return float32 [N], the margins of all targets, each computed by one worker."""
-    model.eval()
-    share = split_by_tokens(np.arange(len(encoded)), encoded.lengths, engine.world)[engine.rank]
-    index, margin = margins(engine.logits, encoded, model.device, batch_tokens, share)
-    model.train()
-    index, margin = engine.gather(index), engine.gather(margin)
-    out = np.empty(len(encoded.row), dtype=np.float32)
-    out[index] = margin
-    return out
-
-
-def gradients(
-    model: AdaptedBackbone,
-    engine: Engine,
-    train: Encoded,
-    batch: np.ndarray,
-    micro_batches: int,
-    penalty: penalties.Penalty | None = None,
-) -> float:
-    """Add up this worker's gradients of a global batch's mean loss; return its estimate of that loss, penalty apart.
-
-    Args:
-        model: the backbone with its training slot.
-        engine: has taken the slot (`begin`); its `step` comes next.
-        train: the rows.
-        batch: int [B], sequences of the global batch.
-        micro_batches: pieces of a worker's share.
-        penalty: added to the loss.
-
-    Raises:
-        LsatError: when the loss is not finite, with the batch's row ids.
-    """
-    model.train()
-    share = split_by_tokens(batch, train.lengths, engine.world)[engine.rank]
-    total = float(train.targets[batch].sum())
-    value = 0.0
-    pull: dict[str, torch.Tensor] = {}
-    if penalty:
-        with engine.whole(model):
-            _, pull = penalty.gradient()
-    for part in split_by_tokens(share, train.lengths, micro_batches):
-        weight = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
-        micro = collate(train, part if len(part) else batch[:1]).to(model.device)
-        logits = engine.logits(micro)
-        loss = weight * functional.cross_entropy(logits, micro.label.long(), reduction="sum") / total
-        if not torch.isfinite(loss):
-            rows = train.row[micro.index].tolist()
-            raise LsatError(
-                f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
-            )
-        value += float(loss.detach())
-        with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
-            engine.backward(loss)
-    return value * engine.world
+    def say(self, line: str) -> None:
+        """Report progress, where somebody listens."""
+        if self.tell:
+            self.tell(line)

@@ -16,8 +16,9 @@ from peft import LoraConfig
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.adapters.spec import AdapterSpec
+from lsat_ray.backbone.forward import hidden_states
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+from lsat_ray.prompts.batch import Encoded, collate
 from lsat_ray.training.magnitudes import layers, weighted
 
 SLOT = "frozen"
@@ -78,12 +79,11 @@ class Beside:
         self._model = model
         self._stack = ExitStack()
 
-    def start(self, train: Encoded, batch_tokens: int = 16384) -> None:
-        """Put the earlier adapters on beside the training slot, whose initial weights must be there already.
+    def start(self, train: Encoded) -> None:
+        """Wear the earlier adapters beside the training slot, whose initial weights must be there already.
 
         Args:
-            train: rows whose layer inputs InfLoRA's A is designed from; the others do not look at them.
-            batch_tokens: most padded tokens in a pass.
+            train: rows whose layer inputs InfLoRA's A is designed from; the other kinds do not read them.
         """
         model = self._model
         self._wear()
@@ -94,7 +94,7 @@ class Beside:
             self._stack.enter_context(weighted(model, SLOT, lambda: self._magnitude()[:, :-1], ranks))
             self._stack.enter_context(weighted(model, "slot", lambda: self._magnitude()[:, -1:], [model.lora.rank]))
         if self.kind == "inf":
-            self._design(train, batch_tokens)
+            self._design(train)
 
     def whole(self, trained: Adapter) -> Adapter:
         """Return earlier and trained parts as one adapter; SD-LoRA's magnitudes are folded into B."""
@@ -109,7 +109,7 @@ class Beside:
         return _stack(parts, trained.scale)
 
     def close(self) -> None:
-        """Take the second slot away; the model is as before."""
+        """Remove the second slot; the model is as before."""
         self._stack.close()
         model = self._model
         model.magnitude, model.fixed = None, frozenset()
@@ -123,7 +123,7 @@ class Beside:
 
     def _wear(self) -> None:
         model, rank = self._model, self.past.rank
-        shape = {**model.config.to_dict(), "r": rank, "lora_alpha": rank, "lora_dropout": 0.0}
+        shape = {**model.config.to_dict(), "r": rank, "lora_alpha": rank}
         model.peft.add_adapter(SLOT, LoraConfig(**shape))
         model.peft.base_model.set_adapter(["slot", SLOT])
         for layer in layers(model, SLOT).values():
@@ -133,12 +133,12 @@ class Beside:
                 parameter.requires_grad_(False)
                 parameter.copy_(self.past.state[name])
 
-    def _design(self, train: Encoded, batch_tokens: int) -> None:
+    def _design(self, train: Encoded) -> None:
         """Set A to the main directions of a layer's inputs outside the earlier adapters' A, and hold it (InfLoRA)."""
         model = self._model
         own_slot = model.slot_parameters()
         names = {module: f"{module}.lora_A.weight" for module in self.past.modules()}
-        moments = _input_moments(model, train, batch_tokens)
+        moments = _input_moments(model, train)
         with torch.no_grad():
             for module, name in names.items():
                 a = design(moments[module], self.past.state[name], model.lora.rank)
@@ -149,7 +149,7 @@ class Beside:
 
 @contextmanager
 def beside(model: AdaptedBackbone, spec: AdapterSpec, adapters: Sequence[Adapter]) -> Iterator[Beside | None]:
-    """Give the `Beside` of a spec, or None where it freezes nothing, and clean up whatever happens."""
+    """Yield the `Beside` of a spec, or None where it freezes nothing, and take it off at the end."""
     if spec.frozen is None:
         yield None
         return
@@ -183,22 +183,26 @@ def design(moment: torch.Tensor, past: torch.Tensor, rank: int) -> torch.Tensor:
     return (rows * largest.sign()).float()  # the sign of an eigenvector is free: fix it
 
 
-def _input_moments(model: AdaptedBackbone, train: Encoded, batch_tokens: int) -> dict[str, torch.Tensor]:
-    """Return the second moment [in, in] of each layer's inputs over some rows, evenly spaced; memory in^2 a module."""
+def _input_moments(model: AdaptedBackbone, train: Encoded) -> dict[str, torch.Tensor]:
+    """Return the second moment of each layer's inputs over some sequences, evenly spaced: float64 [in, in] per module.
+
+    One sequence at a time, by the decoder's own forward: every token counts, padding does not, and neither
+    micro-batches nor packing nor a budget of tokens has a say.
+    """
     chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), DESIGN_ROWS)).astype(np.int64))
     moments: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         for name, layer in layers(model, "slot").items():
 
             def add(module: object, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                x = inputs[0].flatten(0, -2).float()
+                x = inputs[0].flatten(0, -2).double()
                 moments[name] = moments.get(name, 0.0) + x.T @ x
 
             stack.callback(layer.register_forward_pre_hook(add).remove)
         model.eval()
         with torch.no_grad():
-            for group in token_budget_batches(train, batch_tokens, chosen):
-                model(collate(train, group).to(model.device))
+            for sequence in chosen:
+                hidden_states(model.decoder, collate(train, np.array([sequence])).to(model.device))
     return moments
 
 

@@ -71,9 +71,10 @@ PENALTIES: dict[str, Callable[[Tensors, Tensors], torch.Tensor]] = {
 class Penalty:
     """A spec's weighted penalty on live parameters.
 
-    Its gradient is computed once a step from copies of the whole weights and added to the gradient of the loss as that
-    arrives, so that it does not matter how an engine splits weights (under ZeRO-3 they are not whole when the loss is
-    taken). Every rank holds the same weights and computes the same gradient: the average over ranks is itself.
+    Its gradient is computed once per step from copies of the whole weights and added to the gradient of the loss as
+    that arrives, so that it does not matter how an engine splits weights (under ZeRO-3 they are not whole when the loss
+    is taken). Every rank holds the same weights and computes the same gradient, and every engine averages gradients
+    over ranks: the penalty counts once, whatever their number.
     """
 
     parameters: Callable[[], Mapping[str, torch.nn.Parameter]]

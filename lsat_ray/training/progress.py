@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from lsat_ray.adapters.lora import Adapter
+from lsat_ray.training.selection import Candidate
 
 
 @dataclass
 class Progress:
-    """The mutable state of one fit beside weights, optimizer and dropout's generator."""
+    """The mutable state of one fit beside weights and optimizer."""
 
     order: np.random.Generator
     """Draws the order of each epoch."""
@@ -29,19 +30,15 @@ class Progress:
     """Targets that went through a step."""
     waited: int = 0
     """Validations since the best one."""
+    best: float = -np.inf
+    """Best measure of a validation so far (`selection.measure`)."""
     losses: list[float] = field(default_factory=list)
     """Since the last validation."""
     history: list[tuple[int, float, float]] = field(default_factory=list)
     pulls: list[tuple[int, float, float]] = field(default_factory=list)
-    best: Adapter | None = None
-    best_auc: float = -np.inf
-    best_margin: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    best_step: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    """Among which the recipe's rule chooses, in the order of their steps."""
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "score": 0.0})
-
-    def offer(self, auc: float, margin: np.ndarray, adapter: Adapter) -> None:
-        """Keep an adapter when it is the best so far; the first of equals stays."""
-        self.best_auc, self.best_margin, self.best_step, self.best = auc, margin, self.step, adapter
 
     def rewind(self) -> None:
         """Bring the generator to where this epoch begins, to draw it again."""
@@ -49,22 +46,29 @@ class Progress:
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return tensors and JSON-ready facts."""
-        tensors = {"margin": torch.from_numpy(self.best_margin)}
-        if self.best is not None:
-            tensors |= {f"best.{k}": v for k, v in self.best.state.items()}
+        tensors = {}
+        for number, one in enumerate(self.candidates):
+            tensors[f"margin.{number}"] = torch.from_numpy(one.margin)
+            tensors |= {f"candidate.{number}.{k}": v for k, v in one.adapter.state.items()}
         names = ("micro_batches", "epoch", "drawn", "batch", "step", "seen", "waited", "losses", "history", "pulls")
-        facts = {name: getattr(self, name) for name in (*names, "best_step", "seconds")}
-        facts["best"] = None if self.best is None else [self.best.rank, self.best.alpha, self.best_auc]
+        facts = {name: getattr(self, name) for name in (*names, "seconds")}
+        facts["best"] = self.best if self.candidates else None  # JSON has no infinity
+        facts["candidates"] = [(c.step, c.adapter.rank, c.adapter.alpha) for c in self.candidates]
         return tensors, facts
 
     def unpack(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        """Take over what `pack` gave."""
+        """Load what `pack` returned."""
         for name, value in facts.items():
-            if name != "best":
+            if name not in ("best", "candidates"):
                 setattr(self, name, value)
         self.history, self.pulls = ([(int(s), x, y) for s, x, y in facts[n]] for n in ("history", "pulls"))
-        self.best_margin = tensors["margin"].numpy()
-        if facts["best"] is not None:
-            rank, alpha, self.best_auc = facts["best"]
-            state = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-            self.best = Adapter(state, rank, alpha)
+        self.best = -np.inf if facts["best"] is None else facts["best"]
+        self.candidates = []
+        for number, (step, rank, alpha) in enumerate(facts["candidates"]):
+            state = under(tensors, f"candidate.{number}.")
+            self.candidates.append(Candidate(step, Adapter(state, rank, alpha), tensors[f"margin.{number}"].numpy()))
+
+
+def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

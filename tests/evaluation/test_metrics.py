@@ -101,3 +101,33 @@ def test_ece_is_the_mean_gap_between_said_and_seen():
     label = np.r_[np.ones(8), np.zeros(2), np.ones(1), np.zeros(9)]
     assert metrics.ece(label, np.r_[np.full(10, 0.8), np.full(10, 0.1)]) == pytest.approx(0)
     assert metrics.ece(label, np.r_[np.full(10, 1.0), np.full(10, 0.1)]) == pytest.approx(0.1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=30))
+def test_auc_or_log_loss_is_the_auc_where_there_are_two_classes(rows):
+    label, logit = np.array([int(y) for y, _ in rows]), np.array([float(s) for _, s in rows])
+    value = metrics.auc_or_log_loss(label, logit)
+    if 0 < label.sum() < len(label):
+        assert value == pytest.approx(roc_auc_score(label, logit))
+    else:
+        assert value == pytest.approx(-log_loss(label, 1 / (1 + np.exp(-logit)), labels=[0, 1]))
+
+
+def test_one_class_has_an_order_the_lowest_log_loss_first():
+    """Without it the first candidate would win whatever it says (issue 11, part 3)."""
+    ones, zeros = np.ones(3), np.zeros(3)
+    assert metrics.auc_or_log_loss(ones, np.full(3, 2.0)) > metrics.auc_or_log_loss(ones, np.full(3, 1.0))
+    assert metrics.auc_or_log_loss(zeros, np.full(3, -2.0)) > metrics.auc_or_log_loss(zeros, np.full(3, -1.0))
+    assert metrics.auc_or_log_loss(ones, np.full(3, -1e4)) == -1e4  # certain mistakes stay finite, and comparable
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_rankings_have_equal_values_to_the_bit(seed):
+    """Pairs are counted: the order of the rows and the size of the margins leave no trace in the last digit."""
+    rng = np.random.default_rng(seed)
+    label, margin = (rng.random(57) < 0.7).astype(int), rng.normal(size=57)
+    order = rng.permutation(57)
+    value = metrics.auc_or_log_loss(label, margin)
+    assert value == metrics.auc_or_log_loss(label[order], np.exp(3 * margin[order]))
+    pairs = (margin[label == 1][:, None] > margin[label == 0]).sum()
+    assert value == pairs / (label.sum() * (57 - label.sum()))

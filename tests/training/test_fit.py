@@ -13,9 +13,11 @@ from workbench import Workbench, make_workbench
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.config import EngineConfig, Recipe
 from lsat_ray.errors import LsatError
+from lsat_ray.evaluation.metrics import auc_or_log_loss
 from lsat_ray.scoring.score import score
 from lsat_ray.training import fit as training
-from lsat_ray.training.fit import Fitted, TorchEngine, fit, quality
+from lsat_ray.training import selection
+from lsat_ray.training.fit import Fitted, TorchEngine, fit
 
 SETTINGS = EngineConfig(kind="torch")
 
@@ -31,9 +33,15 @@ def same(a: Adapter, b: Adapter) -> bool:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
-    """Let the validations of `fit` return these AUCs, then the last one for ever."""
+    """Let the validations of `fit` have these AUCs, then the last one for ever."""
     left = list(values)
-    monkeypatch.setattr(training, "quality", lambda label, margin: left.pop(0) if len(left) > 1 else left[0])
+
+    def margins(_model: Any, _engine: Any, rows: Any, _tokens: int) -> np.ndarray:
+        return np.full(len(rows.row), left.pop(0) if len(left) > 1 else left[0])
+
+    monkeypatch.setattr(training, "sharded_margins", margins)
+    for module in (training, selection):
+        monkeypatch.setattr(module, "auc_or_log_loss", lambda _label, margin: float(margin[0]))
 
 
 def test_first_loss_is_the_plain_one(bench: Workbench) -> None:
@@ -80,7 +88,7 @@ def test_kept_margins_are_those_of_the_kept_weights(bench: Workbench) -> None:
     fitted = run(bench)
     again = score(bench.model, fitted.adapter, bench.validation)
     assert np.array_equal(again, fitted.margin)
-    assert quality(bench.validation.label, again) == fitted.auc
+    assert auc_or_log_loss(bench.validation.label, again) == fitted.auc
 
 
 def test_backbone_stays_frozen(bench: Workbench) -> None:
@@ -102,7 +110,7 @@ def test_a_spec_and_its_start_must_agree(bench: Workbench) -> None:
         run(bench, init=bench.spec())
 
 
-@pytest.mark.parametrize(("aucs", "kept"), [([0.6, 0.5, 0.55], 0), ([0.6, 0.6, 0.6], 0), ([0.6, 0.5, 0.7], 2)])
+@pytest.mark.parametrize(("aucs", "kept"), [([0.5, 0.55, 0.6], 0), ([0.6, 0.6, 0.6], 0), ([0.5, 0.7, 0.6], 2)])
 def test_keep_old_keeps_the_parent_unless_it_is_beaten(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch, aucs: list[float], kept: int
 ) -> None:
@@ -114,10 +122,62 @@ def test_keep_old_keeps_the_parent_unless_it_is_beaten(
     assert same(child.adapter, parent.adapter) == (kept == 0)
 
 
+def test_the_start_that_keep_old_compares_with_does_not_eat_patience(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference code trains as if there were no start, and compares it at the end."""
+    parent = run(bench)
+    script(monkeypatch, [0.5, 0.55, 0.6, 0.65, 0.9])
+    recipe = Recipe(batch_size=1000, epochs=4, patience=1)
+    child = run(bench, initial=parent.adapter, init=bench.spec(), keep_old=True, recipe=recipe)
+    assert (child.steps, child.best_step, child.auc, child.stopped_by) == (4, 0, 0.9, "budget")
+    assert same(child.adapter, parent.adapter)
+
+
+def test_the_kept_start_has_its_own_margins(bench: Workbench) -> None:
+    """A start so good that steps of nearly nothing do not beat it comes back with what it scores."""
+    parent = run(bench, recipe=Recipe(lr=1e-2, batch_size=16, epochs=6, patience=6))
+    recipe = Recipe(lr=1e-12, batch_size=16, epochs=1)
+    child = run(bench, initial=parent.adapter, init=bench.spec(), keep_old=True, recipe=recipe)
+    assert (child.best_step, child.steps) == (0, child.history[-1][0])
+    assert same(child.adapter, parent.adapter)
+    assert np.array_equal(child.margin, score(bench.model, parent.adapter, bench.validation))
+
+
 def test_patience_counts_validations_without_a_better_auc(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [0.5, 0.6, 0.55, 0.6, 0.7])
     fitted = run(bench, recipe=Recipe(batch_size=1000, epochs=20, patience=2))
     assert (fitted.best_step, fitted.steps, fitted.auc) == (2, 4, 0.6)
+    assert fitted.stopped_by == "patience"
+    assert {"best_step": 2, "steps": 4, "stopped_by": "patience"}.items() <= fitted.facts().items()
+
+
+def test_a_budget_of_steps_ends_a_fit_with_a_validation(bench: Workbench) -> None:
+    recipe = Recipe(batch_size=16, epochs=9, eval_every=4, max_steps=6, patience=9)
+    fitted = run(bench, recipe=recipe)
+    assert (fitted.steps, fitted.stopped_by) == (6, "budget")
+    assert [step for step, *_ in fitted.history] == [4, 6]
+    longer = run(bench, recipe=recipe.model_copy(update={"max_steps": None, "epochs": 2}))
+    assert longer.history[0] == fitted.history[0]
+
+
+def test_validations_per_epoch_are_spread_evenly_and_end_with_the_epoch(bench: Workbench) -> None:
+    per_epoch = run(bench, recipe=Recipe(batch_size=8, epochs=1)).steps
+    assert per_epoch == 7
+    fitted = run(bench, recipe=Recipe(batch_size=8, epochs=2, evals_per_epoch=3, patience=9))
+    assert [step for step, *_ in fitted.history] == [3, 5, 7, 10, 12, 14]
+    many = run(bench, recipe=Recipe(batch_size=8, epochs=1, evals_per_epoch=99, patience=9))
+    assert [step for step, *_ in many.history] == list(range(1, 8))
+
+
+def test_one_rhythm_of_validation_at_a_time() -> None:
+    with pytest.raises(ValueError, match="eval_every and evals_per_epoch"):
+        Recipe(eval_every=3, evals_per_epoch=2)
+
+
+def test_a_spec_of_another_lora_shape_is_refused(bench: Workbench) -> None:
+    with pytest.raises(LsatError, match=r"lora of the spec and of the model differ \(rank 2 against 4\)"):
+        run(bench, lora=bench.model.lora.model_copy(update={"rank": 2}))
 
 
 def test_eval_every_counts_steps(bench: Workbench) -> None:
@@ -146,12 +206,6 @@ def test_a_loss_that_is_not_finite_names_its_rows(bench: Workbench) -> None:
     with pytest.raises(LsatError, match="the loss is nan on sample rows") as caught:
         fit(bench.spec(), bench.model, bench.train, bench.validation, engine, SETTINGS)
     assert str(engine.rows) in str(caught.value)
-
-
-def test_quality_has_an_order_with_one_class() -> None:
-    assert quality(np.array([0, 1, 1]), np.array([-1.0, 2.0, 0.0])) == 1.0
-    ones = np.ones(3)
-    assert quality(ones, np.array([2.0, 2.0, 2.0])) > quality(ones, np.array([1.0, 1.0, 1.0]))
 
 
 def test_warmup_raises_the_rate_linearly(bench: Workbench) -> None:

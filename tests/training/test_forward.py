@@ -164,9 +164,10 @@ def test_dropout_is_active_in_training_only(bench: Workbench, tiny_backbone_fold
     lora = LoraSettings(rank=4, alpha=8, dropout=0.5)
     other = make_workbench(bench.experiment, bench.periods, tiny_backbone_folder, lora=lora)
     randomise(other.model)
-    batch = collate(other.train, ROWS)
+    one, two = (collate(other.train, ROWS, noise=(0, step)) for step in (1, 2))
     with torch.no_grad():
         other.model.train()
-        assert not torch.equal(other.model(batch), other.model(batch))
+        assert torch.equal(other.model(one), other.model(one))
+        assert not torch.allclose(other.model(one), other.model(two))
         other.model.eval()
-        assert torch.equal(other.model(batch), other.model(batch))
+        assert torch.equal(other.model(one), other.model(two))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.merge import delta_arithmetic
 from lsat_ray.adapters.spec import AdapterSpec, Frozen, Regulariser
 from lsat_ray.config import EngineConfig, LoraSettings, Recipe
+from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.score import score
 from lsat_ray.training import penalty
 from lsat_ray.training.fit import Fitted, TorchEngine, fit
-from lsat_ray.training.frozen import SLOT, Beside, beside, design, earlier, normalised, own
+from lsat_ray.training.frozen import SLOT, Beside, _input_moments, beside, design, earlier, normalised, own
 
 SETTINGS = EngineConfig(kind="torch")
 RECIPE = Recipe(lr=5e-3, batch_size=16, epochs=2)
@@ -117,6 +119,31 @@ def test_inheriting_starts_from_the_last_links_own_part(bench: Workbench, past: 
     assert held.penalty
 
 
+@pytest.mark.parametrize("kind", ["sum", "sd", "orthogonal"])
+def test_every_link_learns_from_directions_of_its_own(bench: Workbench, past: list[Adapter], kind: str) -> None:
+    """From one A for all, O-LoRA's penalty would begin at its largest and the sum look at r directions only."""
+    still = Recipe(lr=1e-12, batch_size=16, epochs=1)
+    starts = []
+    for period in (2, 3):
+        spec = replace(
+            link(bench, kind), recipe=still, train=(Slice(period, "train"),), validation=(Slice(period, "validation"),)
+        )
+        starts.append(own(run(bench, spec, past).adapter, 4))
+    plain = run(bench, bench.spec(recipe=still), []).adapter
+    for module in plain.modules():
+        found = [a.pair(module)[0] for a in (plain, *starts)]
+        cosines = torch.corrcoef(torch.stack([a.flatten() for a in found]))
+        assert (cosines - torch.eye(3)).abs().max() < 0.5
+    again = run(bench, replace(spec, seed=1), past).adapter
+    assert all(torch.equal(v, again.state[k]) for k, v in run(bench, spec, past).adapter.state.items())
+
+
+def test_plain_adapters_of_a_seed_share_their_start(bench: Workbench) -> None:
+    """LSAT-TA averages A entry by entry: long- and short-term adapters must speak of the same directions."""
+    one, two = bench.spec(), bench.spec(train=(Slice(3, "train"),), validation=(Slice(3, "validation"),))
+    assert one.start_seed == two.start_seed == 1
+
+
 def test_normalised_parts_have_norm_one_and_zero_stays_zero() -> None:
     state = {"x.lora_A.weight": torch.randn(4, 6), "x.lora_B.weight": torch.zeros(5, 4)}
     unit = normalised(Adapter(state, 4, 8.0))
@@ -149,6 +176,43 @@ def test_inf_lora_trains_b_alone_on_a_fixed_orthogonal_a(bench: Workbench, past:
         assert b.abs().max() > 0
         for earlier_adapter in past:
             assert (a @ earlier_adapter.pair(module)[0].T).abs().max() < 1e-4
+
+
+def test_the_design_depends_on_the_spec_alone(bench: Workbench, past: list[Adapter], tiny_backbone_folder: Any) -> None:
+    """Not on the budget of tokens, packing, checkpointing, or on which forward pass the model has."""
+    spec = link(bench, "inf")
+    eager = bench.experiment.model_copy(
+        update={"backbone": bench.experiment.backbone.model_copy(update={"attention": "eager"})}
+    )
+    other = make_workbench(eager, bench.periods, tiny_backbone_folder, checkpointing=True)
+    packed = make_workbench(bench.experiment, bench.periods, tiny_backbone_folder)
+    packed.model.packing = True
+    few = SETTINGS.model_copy(update={"batch_tokens": 64})
+    starts = []
+    for place, settings in ((bench, SETTINGS), (bench, few), (other, SETTINGS), (packed, SETTINGS)):
+        rows = (place.train, place.validation, TorchEngine(), settings)
+        starts.append(own(fit(spec, place.model, *rows, frozen=past).adapter, 4))
+    for module in starts[0].modules():
+        a = starts[0].pair(module)[0]
+        for start in starts[1:]:
+            torch.testing.assert_close(start.pair(module)[0], a, rtol=0, atol=2e-5)
+
+
+def test_the_moments_count_every_token_once_and_no_padding(bench: Workbench) -> None:
+    """The first layer's inputs are known: normed embeddings of prefix and prompt."""
+    bench.model.reset(1)
+    moments = _input_moments(bench.model, bench.train)
+    decoder, total = bench.backbone.model.get_decoder(), 0.0
+    sequences = [
+        torch.from_numpy(np.concatenate([bench.train.prefix, bench.train.tokens[a:b]]).astype(np.int64))
+        for a, b in zip(bench.train.offsets, bench.train.offsets[1:], strict=False)
+    ]
+    for tokens in sequences:
+        x = decoder.layers[0].input_layernorm(decoder.embed_tokens(tokens)).double()
+        total = total + x.T @ x
+    name = next(n for n in moments if "layers.0.self_attn.q_proj" in n)
+    assert moments[name].dtype == torch.float64
+    torch.testing.assert_close(moments[name], total, rtol=1e-5, atol=1e-6 * float(total.max()))
 
 
 def test_the_design_takes_the_main_free_directions() -> None:

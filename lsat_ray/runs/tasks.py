@@ -7,11 +7,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsat_ray.scoring.model import Model
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
+from lsat_ray.scoring.model import Model
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Logs, readers, windows, periods and the synthetic stream."""
+"""Readers of logs, the synthetic stream, samples and periods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsat_ray.config import DataConfig, PeriodsConfig
 from lsat_ray.data import amazon, movielens, recbole, synthetic
-from lsat_ray.data.interactions import Interactions
+from lsat_ray.data.interactions import Interactions, deduplicate
 from lsat_ray.errors import LsatError
 
 SYNTHETIC_PERIOD = 500
@@ -49,12 +49,12 @@ READERS: dict[str, Callable[[DataConfig, PeriodsConfig], Interactions]] = {
 
 
 def load(data: DataConfig, periods: PeriodsConfig) -> Interactions:
-    """Read the log that a config names.
+    """Read the log that a config names; exact duplicates are treated as `data.duplicates` says.
 
     Raises:
         LsatError: naming file, row or key and the remedy.
     """
-    return READERS[data.format](data, periods)
+    return deduplicate(READERS[data.format](data, periods), data.duplicates)
 
 
 def expand(path: str) -> Path:

@@ -75,7 +75,7 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     """Make the samples of a log and cut them into periods.
 
     Raises:
-        LsatError: when a period would be empty or too small to split.
+        LsatError: when a period would be empty or too small to split, or all samples have one label.
     """
     samples = windows(log, data.history, data.ties)
     if data.end is not None:
@@ -97,9 +97,25 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     for t, (start, stop) in enumerate(itertools.pairwise(borders), start=1):
         if stop - start < 2:
             raise LsatError(f"periods: period {t} has {stop - start} samples; cut fewer or longer periods")
+    _two_classes(log, samples.label[borders[0] : borders[-1]], data)
     digest = hashlib.sha256(log.fingerprint().encode())
     digest.update(repr((data.history, data.ties, data.positive_above, n, borders, periods.validation)).encode())
     return Periods(samples, log.titles, tuple(borders), periods.validation, digest.hexdigest())
+
+
+def _two_classes(log: Interactions, label: np.ndarray, data: DataConfig) -> None:
+    """Raise when the samples of the periods are all likes, or none is."""
+    if label.min() != label.max():
+        return
+    which = "likes" if label[0] else "dislikes"
+    remedy = "give a log with likes and dislikes"
+    if log.rating is not None and log.rating.min() < log.rating.max():
+        low, high = float(log.rating.min()), float(log.rating.max())
+        remedy = f"ratings run from {low:g} to {high:g}, set it between them, for example to {(low + high) / 2:g}"
+    raise LsatError(
+        f"data.positive_above: with {data.positive_above:g} all {len(label)} samples of the periods are {which}; "
+        f"{remedy}"
+    )
 
 
 def _borders(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_the_file_need_not_be_sorted():
 
 def test_probability_travels_with_the_target():
     log = log_of([0] * 4, [1, 2, 3, 4])
-    log = Interactions(*(getattr(log, f) for f in log.__dataclass_fields__ if f != "probability"), np.arange(4) / 4)
+    log = replace(log, probability=np.arange(4) / 4)
     assert windows(log, 2).probability.tolist() == [0.5, 0.75]
 
 

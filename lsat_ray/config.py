@@ -121,7 +121,7 @@ class NanoConfig(Node):
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW (linear decay)."""
     batch_size: int = Field(32, ge=1)
-    """Samples a step."""
+    """Samples per step."""
     seed: int = 0
     """Seed of weights and order."""
 

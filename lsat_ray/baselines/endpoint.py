@@ -53,7 +53,7 @@ class EndpointConfig:
     budget_tokens: int | None = None
     """Most tokens, in and out, that this process may spend."""
     budget_cost: float | None = None
-    """Most that this process may spend, in the currency of the prices."""
+    """Most money that this process may spend, in the currency of the prices."""
     price_in: float = 0.0
     """Price of a million prompt tokens."""
     price_out: float = 0.0
@@ -160,7 +160,7 @@ class ChatEndpoint:
     def rate(self, messages: Messages) -> float:
         """Return the rating of one conversation, from the cache or from the endpoint.
 
-        An answer without a number is asked for once more; after that the middle of the scale stands for it and
+        An answer without a number is asked for once more. After that the middle of the scale is taken, and
         `usage.parse_failures` counts it (methods.md 3).
 
         Raises:
@@ -202,7 +202,7 @@ class ChatEndpoint:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def _ask(self, messages: Messages) -> tuple[str, float | None]:
-        """Make one paid request, trying again while the failure may pass."""
+        """Make one paid request; try again after a failure that may pass."""
         self._check_budget(messages)
         retrying = Retrying(
             retry=retry_if_exception_type(_Passing),

@@ -97,7 +97,10 @@ def fetch(name: str, folder: Path, offline: bool | None = None, unpack: bool = T
 
 
 def download(source: Source, path: Path, offline: bool | None = None, timeout: float = 60.0) -> Path:
-    """Download one file to `path`; it appears there once it is whole and has the pinned digest."""
+    """Download one file to `path`; it appears there once it is whole and has the pinned digest.
+
+    A file that is there already is replaced when it has another digest than the pinned one.
+    """
     if os.environ.get(OFFLINE) == "1" if offline is None else offline:
         raise LsatError(f"{path}: not there, and downloads are off ({OFFLINE}=1); unset it, or put {source.url} there")
     import pooch

@@ -1,4 +1,4 @@
-"""A fixed-size uniform sample of a stream that has passed (Vitter's algorithm R; Diaz-Aviles 2012)."""
+"""A uniform sample of fixed size of the samples seen so far (Vitter's algorithm R; Diaz-Aviles 2012)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reservoir(periods: Periods, up_to: int, size: int, seed: int) -> np.ndarray:
 def training_rows(periods: Periods, slices: Iterable[Slice], replay: int = 0, seed: int = 0) -> Samples:
     """Return the rows that an `AdapterSpec` trains on: its slices, then `spec.replay` rows of earlier periods.
 
-    Earlier than the newest training slice of the spec, so that none of its own T_t comes twice.
+    Earlier than the newest training slice of the spec, so that no sample of its own T_t occurs twice.
     """
     slices = tuple(slices)
     rows = periods.select(slices)

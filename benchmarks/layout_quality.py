@@ -156,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             config = experiment(name, options.log, options.toy)
-            periods = cut(data.load(config.data, config.periods), config.data, config.periods)
+            periods = cut(data.load(config.data), config.data, config.periods)
             rows: list[dict[str, Any]] = tree["data"].setdefault(name, [])
             for layout, built in RUNS[len(rows) :]:
                 began = time.perf_counter()

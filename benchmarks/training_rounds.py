@@ -70,7 +70,7 @@ def prepare(options: argparse.Namespace) -> Ground:
     if options.log:
         source = DataConfig(format="movielens", path=options.log, keep_last=options.rows)
     cuts = PeriodsConfig(number=2)
-    periods = cut(data.load(source, cuts), source, cuts)
+    periods = cut(data.load(source), source, cuts)
     samples = periods.samples.take(slice(periods.borders[0], None))
     vocabulary = shape["vocabulary"]
     texts = nano._texts(periods.titles, samples, "movie")
@@ -139,7 +139,10 @@ def trainer(ground: Ground) -> Round:
     """Return a round of HF Trainer + PEFT; the first step of each call is not counted."""
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    end = [[*ground.tokenizer.encode(answer), ground.tokenizer.eos_token_id] for answer in ("No.", "Yes.")]
+    end = [
+        [*ground.tokenizer.encode(answer, add_special_tokens=False), ground.tokenizer.eos_token_id]
+        for answer in ("No.", "Yes.")
+    ]
     rows = [{"input_ids": p + end[int(y)]} for p, y in zip(ground.prompts, ground.labels, strict=True)]
     collator = DataCollatorForLanguageModeling(ground.tokenizer, mlm=False)
     seen = {"tokens": 0}

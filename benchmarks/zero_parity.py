@@ -59,7 +59,7 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
     from lsat_ray.training.fit import fit
 
     torch.set_num_threads(1)
-    periods = cut(data.load(CONFIG.data, CONFIG.periods), CONFIG.data, CONFIG.periods)
+    periods = cut(data.load(CONFIG.data), CONFIG.data, CONFIG.periods)
     backbone = load(CONFIG.backbone, Path(folder))
     encoder = Encoder(backbone.tokenizer, CONFIG.prompt, periods.titles)
     model = AdaptedBackbone(backbone, CONFIG.lora)
@@ -148,7 +148,7 @@ def measure(stages: list[int], workers: int) -> list[dict[str, Any]]:
             return self.value
 
     with tempfile.TemporaryDirectory() as folder:
-        periods = cut(data.load(CONFIG.data, CONFIG.periods), CONFIG.data, CONFIG.periods)
+        periods = cut(data.load(CONFIG.data), CONFIG.data, CONFIG.periods)
         backbone = str(nano.build(periods, CONFIG.backbone.nano, CONFIG.prompt, Path(folder)))
         plain = trainings(backbone, TorchEngine(), 1)
         sink = ray.remote(Sink).options(num_cpus=0).remote()

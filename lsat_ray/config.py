@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lsat_ray.errors import LsatError
 
@@ -80,6 +80,9 @@ class DataConfig(Node):
     """Interactions in a sample's history; targets with fewer are not samples."""
     ties: Literal["file-order", "exclude"] = "file-order"
     """Whether a history may hold events of the target's own second (`file-order`, as in the paper's code) or not."""
+    duplicates: Literal["drop", "keep", "refuse"] = "drop"
+    """What becomes of rows that repeat an earlier one (same user, item, rating and second): each puts a target into its
+    own history. The count is reported."""
     keep_last: int | None = Field(None, ge=1)
     """Keep the last that many samples in time as the periods; what is before them is the backbone's. The synthetic
     stream is made that long, after its warm-up (null: 10,000)."""
@@ -126,7 +129,7 @@ class NanoConfig(Node):
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW (linear decay)."""
     batch_size: int = Field(32, ge=1)
-    """Samples a step."""
+    """Samples per step."""
     seed: int = 0
     """Seed of weights and order."""
 
@@ -285,10 +288,19 @@ class EngineConfig(Node):
 class SearchConfig(Node):
     """The search of alpha and lambda on V_t."""
 
-    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    """Weights of the long-term adapter that are tried; the first best wins."""
+    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1
+    )
+    """Weights of the long-term adapter that are tried, in [0, 1]; of equally good ones the first wins."""
     space: Literal["probability", "logit"] = "probability"
     """What an output ensemble averages."""
+
+    @field_validator("grid")
+    @classmethod
+    def _distinct(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(grid)) < len(grid):
+            raise ValueError("a weight occurs twice; name each once")
+        return grid
 
 
 class ServeConfig(Node):

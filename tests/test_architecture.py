@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors",
     "config",
+    "files",
     "data",
     "evaluation",
     "prompts",
@@ -26,8 +28,11 @@ ROOMS = [
     "report",
     "runs",
     "distributed",
+    "cli",
+    "__main__",
+    "__init__",
 ]
-"""Imports point from later rooms to earlier ones."""
+"""Imports point from later rooms to earlier ones; `__init__` is the package itself, which offers names of all rooms."""
 
 
 def imported(path: Path) -> set[str]:
@@ -56,15 +61,59 @@ def test_one_module_imports_deepspeed() -> None:
     assert users("deepspeed") == ["distributed/deepspeed_engine.py"]
 
 
+def room_of(path: Path) -> str:
+    """Return the room that a module stands in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_downwards(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room not in ROOMS:
-        return
+    room = room_of(path)
+    assert room in ROOMS, f"{room} is a new room: give it its place in ROOMS"
     for name in imported(path):
         parts = name.split(".")
         if parts[0] == "lsat_ray" and len(parts) > 1 and parts[1] in ROOMS:
             assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{path.name} in {room} imports {name}"
+
+
+def circle_in(package: Path) -> list[str]:
+    """Return modules that import one another in a circle, or none; imports for types alone count too."""
+    modules = {
+        ".".join(p.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in package.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {n if n in modules else node.module for n in inner}
+        graph[name] &= modules.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circle_in(PACKAGE) == []
+
+
+def test_a_circle_is_found_even_where_it_is_for_types_alone(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").write_text("from house import a\n")
+    (package / "a.py").write_text("from house.b import B\n")
+    (package / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.a import A\n")
+    assert set(circle_in(package)) == {"house.a", "house.b"}
+    (package / "b.py").write_text("from house import c\n")
+    (package / "c.py").write_text("")
+    assert circle_in(package) == []
+    (package / "c.py").write_text("from house import b, a_name_of_the_package\n")
+    assert circle_in(package) != []
 
 
 @pytest.mark.parametrize("top", ["pickle", "marshal", "shelve"])

@@ -42,6 +42,11 @@ def test_a_misspelt_key_is_named_with_its_neighbour(tmp_path: Path) -> None:
         ("data.format=movielens", "data.path: missing"),
         ("replay.long_periods=40", "replay.first_test: 41 is past the last period"),
         ("recipe.epochs=[", "not YAML"),
+        ("search.grid=[]", "key `search.grid`: .*at least 1 item"),
+        ("search.grid=[0.0, 2.0]", "key `search.grid.1`: .*less than or equal to 1"),
+        ("search.grid=[-0.1]", "key `search.grid.0`: .*greater than or equal to 0"),
+        ("search.grid=[0.5, 0.2, 0.5]", "key `search.grid`: a weight occurs twice"),
+        ("data.duplicates=ignore", "key `data.duplicates`: .*'drop', 'keep' or 'refuse'"),
     ],
 )
 def test_bad_values_name_key_and_remedy(tmp_path: Path, override: str, message: str) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch import Tensor
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.errors import LsatError
+from lsat_ray.files import publish_folder, sha256_of
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 SCORES = "validation.safetensors"
@@ -36,6 +34,7 @@ class AdapterStore:
         self.root = Path(root)
 
     def __contains__(self, digest: str) -> bool:
+        """Say whether an adapter was published; its files are not read (`usable` reads them)."""
         return (self.root / digest / MANIFEST).is_file()
 
     def path(self, digest: str) -> Path:
@@ -43,28 +42,38 @@ class AdapterStore:
         return self.root / digest
 
     def publish(
-        self, spec: AdapterSpec, adapter: Adapter, facts: dict[str, Any], base: str, validation: Scores | None = None
+        self,
+        spec: AdapterSpec,
+        adapter: Adapter,
+        facts: dict[str, Any],
+        base: str,
+        validation: Scores | None = None,
+        revision: str | None = None,
     ) -> Path:
-        """Write an adapter beside its place, then rename it there; a second publisher of the same spec changes nothing.
+        """Publish an adapter durably, whole or not at all; a second publisher of the same spec changes nothing.
 
         Args:
             spec: gives the name.
             adapter: the weights.
             facts: JSON-ready values for the manifest (AUC, steps, ...).
-            base: name or folder of the backbone, for PEFT.
+            base: folder or hub name of the backbone, from which PEFT loads it (see `backbone.load.base_name`).
             validation: (rows int64 [V], margins float32 [V]) of the adapter on its validation slices.
+            revision: commit of a hub backbone.
         """
-        config = json.dumps(_peft_config(spec, adapter, base), indent=2, sort_keys=True)
+        config = json.dumps(_peft_config(spec, adapter, base, revision), indent=2, sort_keys=True)
         return self._publish(spec.digest, spec.manifest(), adapter.state, facts, validation, config)
 
     def publish_state(
         self, digest: str, spec: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], validation: Scores
     ) -> Path:
-        """Publish tensors that are no adapter under the same rules; there is nothing for PEFT in the folder.
+        """Publish the tensors of a classical model under the same rules; the folder holds nothing for PEFT.
 
         Args:
             digest: SHA-256 of the spec, the name.
             spec: JSON-ready, for the manifest.
+            state: tensors by name.
+            facts: JSON-ready values for the manifest.
+            validation: (rows int64 [V], scores float32 [V]) on the validation slices.
         """
         return self._publish(digest, spec, state, facts, validation, None)
 
@@ -80,29 +89,37 @@ class AdapterStore:
         final = self.root / digest
         if digest in self:
             return final
-        self.root.mkdir(parents=True, exist_ok=True)
-        draft = self.root / f".{digest}.{uuid.uuid4().hex}"
-        draft.mkdir()
-        try:
+        with publish_folder(final, MANIFEST) as draft:
             save_file({k: v.contiguous() for k, v in state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
             if config is not None:
                 (draft / CONFIG).write_text(config)
             if validation is not None:
                 save_numpy({"row": validation[0], "margin": validation[1]}, draft / SCORES)
-            files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+            files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
             manifest = {"digest": digest, "spec": spec, "files": files, "facts": facts}
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
-            for path in draft.iterdir():
-                _sync(path)
-            try:
-                os.rename(draft, final)
-            except OSError:
-                if digest not in self:  # not a finished twin of another publisher
-                    raise
-            _sync(self.root)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
         return final
+
+    def usable(self, digest: str) -> bool:
+        """Say whether an adapter is there and every file of it has the digest that its manifest names."""
+        try:
+            self._verified(digest)
+        except LsatError:
+            return False
+        return True
+
+    def quarantine(self, digest: str) -> str:
+        """Rename a damaged adapter's folder to `.damaged-<digest>`, so that the next run trains the adapter again.
+
+        Returns:
+            One line that says what was done.
+        """
+        folder, aside = self.root / digest, self.root / f".damaged-{digest}"
+        if not folder.exists():
+            return f"{folder}: no such adapter; it is trained again"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        return f"{folder}: damaged; renamed to {aside.name}, the adapter is trained again"
 
     def manifest(self, digest: str) -> dict[str, Any]:
         """Return an adapter's manifest.
@@ -112,11 +129,14 @@ class AdapterStore:
         """
         path = self.root / digest / MANIFEST
         try:
-            return json.loads(path.read_text())
+            tree = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise LsatError(f"{path.parent}: no such adapter; the next run trains it") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise LsatError(f"{path}: not JSON; delete the folder, the next run trains the adapter again") from error
+        except ValueError as error:
+            raise LsatError(f"{path}: not JSON; {REMEDY}") from error
+        if not isinstance(tree, dict) or not isinstance(tree.get("files"), dict):
+            raise LsatError(f"{path}: not the manifest of an adapter; {REMEDY}")
+        return tree
 
     def load(self, digest: str) -> Adapter:
         """Return an adapter after checking every file against its digest.
@@ -130,7 +150,7 @@ class AdapterStore:
         return Adapter(state, int(config["r"]), float(config["lora_alpha"]))
 
     def load_state(self, digest: str) -> dict[str, Tensor]:
-        """Return the tensors alone, verified: all there is of a classical model."""
+        """Return the tensors alone, verified; a classical model has nothing else."""
         folder = self._verified(digest)
         try:
             return load_file(folder / WEIGHTS)
@@ -154,7 +174,7 @@ class AdapterStore:
             path = folder / name
             if not path.is_file():
                 raise LsatError(f"{path}: missing; {REMEDY}")
-            if _sha256(path) != expected:
+            if sha256_of(path) != expected:
                 raise LsatError(f"{path}: its SHA-256 is not the manifest's, the file is damaged; {REMEDY}")
         return folder
 
@@ -165,11 +185,12 @@ class AdapterStore:
         return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and p.name in self)
 
 
-def _peft_config(spec: AdapterSpec, adapter: Adapter, base: str) -> dict[str, Any]:
+def _peft_config(spec: AdapterSpec, adapter: Adapter, base: str, revision: str | None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": spec.lora.dropout,
@@ -177,16 +198,3 @@ def _peft_config(spec: AdapterSpec, adapter: Adapter, base: str) -> dict[str, An
         "bias": "none",
         "inference_mode": True,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,19 @@ import torch
 
 from lsat_ray.config import BackboneConfig
 from lsat_ray.errors import LsatError
+from lsat_ray.files import sha256_of
 from lsat_ray.prompts.answer import AnswerTokens, find_answer_tokens
 from lsat_ray.prompts.tallrec import preamble, target_text
+
+FILES = ("*.json", "*.safetensors", "*.model", "tokenizer*", "vocab.*", "merges.txt")
+"""Files of a hub model that are downloaded."""
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+"""One of them makes a tokenizer."""
 
 
 @dataclass
 class Backbone:
-    """A frozen causal LM, its tokenizer, and the two rows of its head that answer."""
+    """A frozen causal LM, its tokenizer, and the two rows of its output embedding that stand for No and Yes."""
 
     model: Any
     """transformers causal LM."""
@@ -28,7 +35,7 @@ class Backbone:
     bias: torch.Tensor
     """float32 [2]."""
     fingerprint: str
-    """SHA-256 over weights, tokenizer and the type they are held in."""
+    """SHA-256 over weights, configs, tokenizer and the dtype of the weights."""
 
     @property
     def device(self) -> torch.device:
@@ -44,30 +51,71 @@ def pick_device(name: str) -> torch.device:
 
 
 def locate(config: BackboneConfig) -> Path:
-    """Return the folder of the weights: the path itself, or the hub's snapshot of it.
+    """Return the folder of the weights: the path itself, or the hub's snapshot of it, checked by `check_folder`.
 
     Raises:
-        LsatError: when there is no model at that place.
+        LsatError: when there is no model at that place, or a part of it is missing.
     """
     folder = Path(config.path).expanduser()
     if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise LsatError(
-                f"backbone.path: {folder} is not a model: it has no config.json; give a Hugging Face folder"
-            )
-        return folder
+        return check_folder(folder)
     if config.path.count("/") != 1 or config.path.startswith((".", "/", "~")):
         raise LsatError(f"backbone.path: {config.path} does not exist; give `nano`, a model folder or a hub name")
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "tokenizer*"]
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+        found = snapshot_download(config.path, revision=config.revision, allow_patterns=[*FILES])
     except Exception as error:
         raise LsatError(
             f"backbone.path: {config.path} is neither a folder nor reachable on the hub "
             f"({type(error).__name__}); check the name, log in, or download it and give its folder"
         ) from error
+    return check_folder(Path(found))
+
+
+def check_folder(folder: Path) -> Path:
+    """Return the folder when it holds a config, weights and a tokenizer; nothing is loaded.
+
+    Raises:
+        LsatError: naming what is missing.
+    """
+    what = f"backbone.path: {folder} is not a model that can be loaded"
+    if not (folder / "config.json").is_file():
+        raise LsatError(f"{what}: it has no config.json; give a Hugging Face folder")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            needed = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LsatError(f"{what}: {index.name} is broken ({error}); download it again") from error
+        if gone := sorted(name for name in needed if not (folder / name).is_file()):
+            raise LsatError(
+                f"{what}: {len(gone)} of {len(needed)} weight files are missing ({gone[0]}); download it again"
+            )
+    elif not any(folder.glob("*.safetensors")):
+        raise LsatError(
+            f"{what}: it has no weights (*.safetensors); download them, or convert pytorch_model.bin with "
+            "transformers' save_pretrained"
+        )
+    if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
+        raise LsatError(f"{what}: it has no tokenizer ({', '.join(VOCABULARIES)}); put the model's own tokenizer there")
+    return folder
+
+
+def base_name(config: BackboneConfig, folder: Path) -> tuple[str, str | None]:
+    """Return under which name, and at which commit, `from_pretrained` finds the backbone again.
+
+    Args:
+        config: `path` is a folder, a hub name, or `nano`.
+        folder: where the weights lie.
+
+    Returns:
+        The hub name and the commit of its snapshot; else the absolute folder and None.
+    """
+    if config.path == "nano" or Path(config.path).expanduser().exists():
+        return str(folder.resolve()), None
+    snapshot = folder.name if folder.parent.name == "snapshots" else config.revision
+    return config.path, snapshot
 
 
 def fingerprint(folder: Path, config: BackboneConfig) -> str:
@@ -76,8 +124,7 @@ def fingerprint(folder: Path, config: BackboneConfig) -> str:
     names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model"))
     for path in names:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 
@@ -112,7 +159,11 @@ def load(config: BackboneConfig, folder: Path | None = None) -> Backbone:
 
 
 def wrap(model: Any, tokenizer: Any, name: str) -> Backbone:
-    """Freeze a causal LM and find its answer rows; check that two rows of the head say what the whole head says."""
+    """Freeze a causal LM and find its answer rows; check that two rows of the head give the same logits as all rows.
+
+    Raises:
+        LsatError: when the model changes its logits after the head, or has no single answer tokens.
+    """
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = False

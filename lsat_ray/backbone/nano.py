@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from lsat_ray.config import NanoConfig, PromptConfig
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
+from lsat_ray.files import publish_folder
 from lsat_ray.prompts.answer import find_answer_tokens
 from lsat_ray.prompts.batch import Encoded, collate, plan_epoch
 from lsat_ray.prompts.encode import Encoder
@@ -29,9 +27,16 @@ LANGUAGE_WEIGHT = 0.1
 """Weight of the next-token loss beside the answer's."""
 
 
+FORMAT = 2
+"""Part of the folder's name; it grows when the same config gives another tokenizer or model."""
+
+
 def build_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """Train a byte-level BPE on whole prompts and answers; any text can be encoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Train a byte-level BPE on whole prompts and answers; any text can be encoded.
+
+    Called on text it puts `<s>` in front, as LLaMA's tokenizer does. `prompts.encode` asks it not to and adds its own.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<s>", "</s>"]
@@ -45,6 +50,8 @@ def build_tokenizer(texts: list[str], vocabulary: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [bos])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
     )
@@ -64,7 +71,7 @@ def build_model(config: NanoConfig, tokenizer: Any) -> Any:
         vocab_size=len(tokenizer),
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
-        initializer_range=0.8 / config.hidden**0.5,  # the usual 0.02 suits widths of 1,000 and leaves 64 asleep
+        initializer_range=0.8 / config.hidden**0.5,  # the usual 0.02 suits widths near 1,000; at 64 training stalls
         attn_implementation="sdpa",
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -83,13 +90,21 @@ def build(
 ) -> Path:
     """Build the nano backbone, or find it built, and return its folder under `root`.
 
-    Tokenizer and weights come from the warm-up rows only, so no period has been seen. The folder's name is the SHA-256
-    of data, shape and prompt; it appears by rename, complete.
+    Tokenizer and weights come from the warm-up samples only: nothing of D_1..D_T is seen. The folder's name is the
+    SHA-256 of data, shape and prompt.
+
+    Args:
+        periods: the cut log; its warm-up is the training data.
+        config: shape and training.
+        prompt: the prompt that the model learns to answer.
+        root: where backbones lie.
+        threads: CPU threads of the training.
+        progress: is told a line every 50 steps.
 
     Raises:
-        LsatError: when there are no rows before the first period.
+        LsatError: when there are no samples before the first period.
     """
-    key = json.dumps([periods.fingerprint, config.model_dump(), prompt.model_dump()], sort_keys=True)
+    key = json.dumps([FORMAT, periods.fingerprint, config.model_dump(), prompt.model_dump()], sort_keys=True)
     final = Path(root) / f"nano-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if (final / "config.json").is_file():
         return final
@@ -107,15 +122,9 @@ def build(
         pretrain(model, tokenizer, encoded, config, progress)
     finally:
         torch.set_num_threads(before)
-    draft = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    model.save_pretrained(draft, safe_serialization=True)
-    tokenizer.save_pretrained(draft)
-    try:
-        os.rename(draft, final)
-    except OSError:
-        if not (final / "config.json").is_file():
-            raise
-        shutil.rmtree(draft)
+    with publish_folder(final, "config.json") as draft:
+        model.save_pretrained(draft, safe_serialization=True)
+        tokenizer.save_pretrained(draft)
     return final
 
 
@@ -151,7 +160,7 @@ def pretrain(
 
 
 def _next_token(hidden: torch.Tensor, tokens: torch.Tensor, head: Any, pad: int) -> torch.Tensor:
-    """Return the mean loss of a random eighth of the next tokens: the language part needs no more."""
+    """Return the mean loss over a random eighth of the next tokens; the language term needs no more."""
     after = tokens[:, 1:]
     real = (after != pad).nonzero()
     chosen = real[torch.randperm(len(real))[: max(1, len(real) // 8)]]

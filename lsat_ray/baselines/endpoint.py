@@ -2,7 +2,7 @@
 
 Answers are read from the log-probabilities of the first number token where the endpoint offers them (the expected
 rating), else from the words. Failures that pass (429, 5xx, timeouts, broken connections) are tried again with growing
-waits; what an answer cost is booked before the next request, and nothing is sent that the budget does not cover.
+waits; the cost of an answer is counted before the next request, and no request is sent that could exceed the budget.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import write_atomic
 
 Messages = list[dict[str, str]]
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, at most."""
 NUMBER = re.compile(r"(?<![\d.])-?\d+(?:\.\d+)?")
 
 
@@ -50,7 +53,7 @@ class EndpointConfig:
     budget_tokens: int | None = None
     """Most tokens, in and out, that this process may spend."""
     budget_cost: float | None = None
-    """Most that this process may spend, in the currency of the prices."""
+    """Most money that this process may spend, in the currency of the prices."""
     price_in: float = 0.0
     """Price of a million prompt tokens."""
     price_out: float = 0.0
@@ -65,7 +68,7 @@ class BudgetExceeded(LsatError):
 
 @dataclass
 class Usage:
-    """What was spent and how the answers came."""
+    """What was spent, and how answers were read."""
 
     requests: int = 0
     cached: int = 0
@@ -79,14 +82,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a dry run found."""
+    """What a dry run found: how many prompts would be sent, and at what cost."""
 
     prompts: int
     cached: int
     tokens: int
-    """Upper estimate, in and out, of the prompts that are not cached."""
+    """Upper estimate of prompt and answer tokens of the prompts that are not cached."""
     cost: float
-    """Of those tokens."""
+    """Upper estimate for those tokens, in the currency of the prices."""
 
     def __str__(self) -> str:
         left = self.prompts - self.cached
@@ -95,7 +98,7 @@ class Estimate:
 
 
 def estimate_tokens(messages: Messages) -> int:
-    """Return a generous guess of the tokens of a prompt: a token per three bytes, and four a message."""
+    """Return a generous guess of the tokens of a prompt: one token per three bytes, and four per message."""
     return sum(math.ceil(len(m["content"].encode()) / 3) + 4 for m in messages)
 
 
@@ -135,7 +138,7 @@ def _is_rating(token: str, scale: int) -> bool:
 
 
 class _Passing(Exception):
-    """A failure worth another try; carries the wait that the server asked for."""
+    """A failure that may pass, so that the request is tried again; carries the seconds that the server asked for."""
 
     def __init__(self, what: str, wait: float | None = None) -> None:
         super().__init__(what)
@@ -148,16 +151,16 @@ class ChatEndpoint:
 
     config: EndpointConfig
     cache: Path | None = None
-    """Folder of one JSON file a prompt, named by its digest."""
+    """Folder with one JSON file per prompt, named by the prompt's digest."""
     sleep: Callable[[float], None] = time.sleep
-    """Waits between tries; tests put a recorder here."""
+    """Waits between tries; replaceable, so that a test need not wait."""
     usage: Usage = field(default_factory=Usage)
     _no_logprobs: bool = False
 
     def rate(self, messages: Messages) -> float:
         """Return the rating of one conversation, from the cache or from the endpoint.
 
-        An answer without a number is asked for once more; after that the middle of the scale stands for it and
+        An answer without a number is asked for once more. After that the middle of the scale is taken, and
         `usage.parse_failures` counts it (methods.md 3).
 
         Raises:
@@ -199,22 +202,33 @@ class ChatEndpoint:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     def _ask(self, messages: Messages) -> tuple[str, float | None]:
-        """Make one paid request, trying again while the failure may pass."""
+        """Make one paid request; try again after a failure that may pass."""
         self._check_budget(messages)
-        wait = self.config.backoff_s
-        for attempt in range(self.config.retries + 1):
-            try:
-                return self._read_answer(self._post(messages), messages)
-            except _Passing as failure:
-                if attempt == self.config.retries:
-                    raise LsatError(
-                        f"endpoint {self.config.url}: {failure} after {attempt + 1} tries; answers so far are cached, "
-                        "run the same command later"
-                    ) from failure
-                self.usage.retries += 1
-                self.sleep(min(failure.wait if failure.wait is not None else wait, 60.0))
-                wait *= 2
-        raise AssertionError("unreachable")
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Passing),
+            stop=stop_after_attempt(self.config.retries + 1),
+            wait=self._wait,
+            sleep=self.sleep,
+            before_sleep=self._count,
+            reraise=True,
+        )
+        try:
+            return retrying(lambda: self._read_answer(self._post(messages), messages))
+        except _Passing as failure:
+            raise LsatError(
+                f"endpoint {self.config.url}: {failure} after {self.config.retries + 1} tries; answers so far are "
+                "cached, run the same command later"
+            ) from failure
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Return the seconds that the server asked for, else doubling ones; never more than a minute."""
+        failure = state.outcome.exception() if state.outcome else None
+        asked = failure.wait if isinstance(failure, _Passing) else None
+        doubling = wait_exponential(self.config.backoff_s, max=LONGEST_WAIT)
+        return doubling(state) if asked is None else min(asked, LONGEST_WAIT)
+
+    def _count(self, state: RetryCallState) -> None:
+        self.usage.retries += 1
 
     def _post(self, messages: Messages) -> dict[str, Any]:
         config = self.config
@@ -303,14 +317,8 @@ class ChatEndpoint:
             return None
 
     def _write(self, messages: Messages, record: dict[str, Any]) -> None:
-        """Publish one answer by rename, so that a reader never sees half a file."""
-        if self.cache is None:
-            return
-        self.cache.mkdir(parents=True, exist_ok=True)
-        name = self.digest(messages)
-        partial = self.cache / f".{name}.{os.getpid()}.{threading.get_ident()}"
-        partial.write_text(json.dumps(record, sort_keys=True))
-        partial.replace(self.cache / f"{name}.json")
+        if self.cache is not None:
+            write_atomic(self.cache / f"{self.digest(messages)}.json", json.dumps(record, sort_keys=True))
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Logs, readers, windows, periods and the synthetic stream."""
+"""Readers of logs, the synthetic stream, samples and periods."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.config import DataConfig
 from lsat_ray.data import amazon, movielens, recbole, synthetic
-from lsat_ray.data.interactions import Interactions
+from lsat_ray.data.interactions import Interactions, deduplicate
 from lsat_ray.errors import LsatError
 
 SYNTHETIC_SAMPLES = 10_000
@@ -47,17 +47,13 @@ READERS: dict[str, Callable[[DataConfig], Interactions]] = {
 """Reader of every `data.format`."""
 
 
-def load(data: DataConfig, periods: PeriodsConfig | None = None) -> Interactions:
-    """Read the log that a config names.
-
-    Args:
-        data: where the log lies, or the knobs of the stream.
-        periods: not read, since no log depends on how it is cut; callers may leave it out.
+def load(data: DataConfig) -> Interactions:
+    """Read the log that a config names; exact duplicates are treated as `data.duplicates` says.
 
     Raises:
         LsatError: naming file, row or key and the remedy.
     """
-    return READERS[data.format](data)
+    return deduplicate(READERS[data.format](data), data.duplicates)
 
 
 def expand(path: str) -> Path:

@@ -70,6 +70,8 @@ def read(path: Path, metadata: Path | None, positive_above: float, filters: Amaz
         user_ids=np.array(user_ids.tolist()),
         item_ids=np.array(item_ids.tolist()),
         titles=tuple(titles.loc[item_ids].tolist()),
+        rating=frame["overall"].to_numpy(),
+        dropped=len(reviews) - len(frame),
     )
 
 

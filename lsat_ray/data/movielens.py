@@ -122,6 +122,7 @@ def read(path: Path, positive_above: float) -> Interactions:
         user_ids=np.array([str(u) for u in user_ids]),
         item_ids=np.array([str(i) for i in item_ids]),
         titles=tables.titles_for(ratings, item, item_ids, layout.titles(movies), movies, layout.header),
+        rating=rating,
     )
 
 

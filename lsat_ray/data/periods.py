@@ -20,7 +20,7 @@ Part = Literal["train", "validation", "all"]
 
 
 class Slice(NamedTuple):
-    """Rows of one period: `train` (T_t), `validation` (V_t) or `all` (D_t)."""
+    """Samples of one period: `train` (T_t), `validation` (V_t) or `all` (D_t)."""
 
     period: int
     """t, 1-based as in the paper."""
@@ -31,8 +31,8 @@ class Slice(NamedTuple):
 class Periods:
     """The samples, and where each period begins and ends.
 
-    Period t (1-based) is rows `borders[t - 1]` to `borders[t]` of `samples`; rows before `borders[0]` are the warm-up,
-    which only the backbone and the naive statistics may see.
+    Period t (1-based) is `samples` from `borders[t - 1]` up to `borders[t]`. Samples before `borders[0]` are the
+    warm-up, which only the backbone and the naive statistics may see.
     """
 
     samples: Samples
@@ -41,7 +41,7 @@ class Periods:
     borders: tuple[int, ...]
     """T + 1 positions in `samples`."""
     validation: float = 0.1
-    """Share of a period's last rows that is V_t."""
+    """Share of a period's samples, the last in time, that is V_t."""
     fingerprint: str = ""
     """SHA-256 of log, windows and cut."""
 
@@ -51,7 +51,7 @@ class Periods:
         return len(self.borders) - 1
 
     def span(self, period: int, part: Part = "all") -> slice:
-        """Return the positions of D_t, T_t or V_t; T_t is the first `floor((1 - validation) * rows)` rows."""
+        """Return the positions of D_t, T_t or V_t; T_t is the first `floor((1 - validation) * n)` of n samples."""
         if not 1 <= period <= self.count:
             raise LsatError(f"periods: there is no period {period}; they run from 1 to {self.count}")
         start, stop = self.borders[period - 1], self.borders[period]
@@ -75,7 +75,7 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     """Make the samples of a log and cut them into periods.
 
     Raises:
-        LsatError: when a period would be empty or too small to split.
+        LsatError: when a period would be empty or too small to split, or all samples have one label.
     """
     samples = windows(log, data.history, data.ties)
     if data.end is not None:
@@ -97,9 +97,25 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     for t, (start, stop) in enumerate(itertools.pairwise(borders), start=1):
         if stop - start < 2:
             raise LsatError(f"periods: period {t} has {stop - start} samples; cut fewer or longer periods")
+    _two_classes(log, samples.label[borders[0] : borders[-1]], data)
     digest = hashlib.sha256(log.fingerprint().encode())
     digest.update(repr((data.history, data.ties, data.positive_above, n, borders, periods.validation)).encode())
     return Periods(samples, log.titles, tuple(borders), periods.validation, digest.hexdigest())
+
+
+def _two_classes(log: Interactions, label: np.ndarray, data: DataConfig) -> None:
+    """Raise when the samples of the periods are all likes, or none is."""
+    if label.min() != label.max():
+        return
+    which = "likes" if label[0] else "dislikes"
+    remedy = "give a log with likes and dislikes"
+    if log.rating is not None and log.rating.min() < log.rating.max():
+        low, high = float(log.rating.min()), float(log.rating.max())
+        remedy = f"ratings run from {low:g} to {high:g}, set it between them, for example to {(low + high) / 2:g}"
+    raise LsatError(
+        f"data.positive_above: with {data.positive_above:g} all {len(label)} samples of the periods are {which}; "
+        f"{remedy}"
+    )
 
 
 def _borders(

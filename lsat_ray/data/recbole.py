@@ -10,6 +10,7 @@ import pyarrow as pa
 from lsat_ray.data import tables
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.errors import LsatError
+from lsat_ray.files import write_atomic
 
 TYPES: dict[str, pa.DataType] = {
     "token": pa.string(),
@@ -57,6 +58,7 @@ def read(path: Path, positive_above: float) -> Interactions:
         user_ids=np.array(user_ids),
         item_ids=np.array(item_ids),
         titles=tables.titles_for(inter, item, item_ids, _titles(item_file), item_file, True),
+        rating=rating if value == "rating" else None,
     )
 
 
@@ -65,16 +67,13 @@ def write(log: Interactions, folder: Path, name: str) -> None:
 
     Tabs and line breaks in titles become spaces: the format has no quotes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     users, items = log.user_ids[log.user], log.item_ids[log.item]
-    with (folder / f"{name}.inter").open("w", encoding="utf-8") as file:
-        file.write("user_id:token\titem_id:token\tlabel:float\ttimestamp:float\n")
-        rows = zip(users.tolist(), items.tolist(), log.label.tolist(), log.timestamp.tolist(), strict=True)
-        file.writelines(f"{u}\t{i}\t{y}\t{t}\n" for u, i, y, t in rows)
-    with (folder / f"{name}.item").open("w", encoding="utf-8") as file:
-        file.write("item_id:token\ttitle:token_seq\n")
-        pairs = zip(log.item_ids.tolist(), log.titles, strict=True)
-        file.writelines(f"{i}\t{' '.join(title.split())}\n" for i, title in pairs)
+    rows = zip(users.tolist(), items.tolist(), log.label.tolist(), log.timestamp.tolist(), strict=True)
+    inter = "".join(f"{u}\t{i}\t{y}\t{t}\n" for u, i, y, t in rows)
+    write_atomic(folder / f"{name}.inter", "user_id:token\titem_id:token\tlabel:float\ttimestamp:float\n" + inter)
+    pairs = zip(log.item_ids.tolist(), log.titles, strict=True)
+    item = "".join(f"{i}\t{' '.join(title.split())}\n" for i, title in pairs)
+    write_atomic(folder / f"{name}.item", "item_id:token\ttitle:token_seq\n" + item)
 
 
 def _inter_file(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A fixed-size uniform sample of a stream that has passed (Vitter's algorithm R; Diaz-Aviles 2012)."""
+"""A uniform sample of fixed size of the samples seen so far (Vitter's algorithm R; Diaz-Aviles 2012)."""
 
 from __future__ import annotations
 

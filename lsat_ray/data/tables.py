@@ -1,4 +1,4 @@
-"""Delimited text to Arrow columns, fast; the row that broke it is looked for only once something broke."""
+"""Read delimited text into Arrow columns; a faulty row is searched for only after a read has failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS: dict[str, tuple[Callable[[str], object], str]] = {
     "int64": (int, "a whole number"),
     "double": (float, "a number"),
 }
-"""How the culprit search tries a cell of an Arrow type, and what it calls one."""
+"""By Arrow type: the parser that finds a faulty cell, and the words for what was expected there."""
 
 
 def existing(path: Path, remedy: str) -> Path:

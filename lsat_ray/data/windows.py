@@ -16,7 +16,7 @@ from lsat_ray.errors import LsatError
 class Samples:
     """Columnar samples, sorted by the target's timestamp (ties: file order, methods.md 0.2).
 
-    `row` is a sample's identity everywhere: scores, ensembles and audits align by it.
+    `row` names a sample in every file: scores, ensembles and audits are aligned by it.
     """
 
     row: np.ndarray

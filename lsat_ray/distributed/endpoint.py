@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lsat_ray.distributed.schemas import MAX_BODY, Answer, Answers, ScoreBody, ServedModels, explain, problem
+from lsat_ray.distributed.schemas import MAX_BODY, Answer, Answers, Question, ScoreBody, ServedModels, explain, problem
 from lsat_ray.errors import LsatError
-
-if TYPE_CHECKING:
-    from lsat_ray.distributed.scorer import Scorer
+from lsat_ray.scoring.served import Served
 
 GUARDED = ("/score", "/model")
 """Paths that ask for the token."""
@@ -78,7 +76,19 @@ async def _body(receive: Receive, announced: bytes) -> bytes | None:
     return None if len(body) > MAX_BODY else body
 
 
-def build_app(scorer: Scorer, token_sha256: str | None) -> FastAPI:
+class Answering(Protocol):
+    """What the routes need of a replica (`scorer.Scorer`)."""
+
+    served: Served
+
+    async def ask(self, questions: list[Question]) -> list[Answer]:
+        """Return one answer per question."""
+
+    def served_models(self) -> ServedModels:
+        """Return the served models."""
+
+
+def build_app(scorer: Answering, token_sha256: str | None) -> FastAPI:
     """Return the routes of a replica.
 
     Args:

@@ -19,19 +19,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lsat_ray.config import PromptConfig
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded
 
-if TYPE_CHECKING:
-    from lsat_ray.prompts.encode import Encoder
-
 QUESTION = "?\n"
 ANSWERS = ("No.", "Yes.")
+
+
+class Prompts(Protocol):
+    """What a layout needs of an encoder (`prompts.encode.Encoder`)."""
+
+    config: PromptConfig
+    titles: list[str]
+
+    def pieces(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of texts, nothing added."""
+
+    def prompt_ids(self, samples: Samples) -> list[list[int]]:
+        """Return the token ids of each sample's prompt."""
+
+    def shared_prefix(self, prompts: list[list[int]]) -> int:
+        """Return how many tokens all prompts begin with."""
 
 
 @dataclass
@@ -85,7 +99,7 @@ class _Builder:
         )
 
 
-def shared_history(encoder: Encoder, samples: Samples, targets: int | None = None) -> Encoded:
+def shared_history(encoder: Prompts, samples: Samples, targets: int | None = None) -> Encoded:
     """Encode up to k = `targets` (`prompt.targets`) successive targets of a user behind the history of the first.
 
     A group ends where a target's history would be more than k - 1 interactions old.
@@ -183,7 +197,7 @@ class _Plan(NamedTuple):
     """The target's own event becomes history of the next one."""
 
 
-def stream(encoder: Encoder, samples: Samples) -> Encoded:
+def stream(encoder: Prompts, samples: Samples) -> Encoded:
     """Encode a user's targets as runs of items and answers, `prompt.targets` targets a sequence.
 
     Histories are the samples' own: events that are nobody's target are filled in, a target that the next history does
@@ -243,7 +257,7 @@ def stream(encoder: Encoder, samples: Samples) -> Encoded:
     return build.encoded(samples, [])
 
 
-def _stream_pieces(encoder: Encoder, samples: Samples) -> tuple[dict[int, list[int]], list[list[int]], list[int]]:
+def _stream_pieces(encoder: Prompts, samples: Samples) -> tuple[dict[int, list[int]], list[list[int]], list[int]]:
     """Return the tokens of every title that occurs, of the two answers, and of the question."""
     items = np.unique(np.concatenate([samples.item, samples.history_item.ravel()]))
     items = items[items >= 0]

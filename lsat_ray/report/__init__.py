@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import write_atomic
 
 
 def write(run_dir: Path) -> Path:
@@ -31,4 +32,4 @@ def write(run_dir: Path) -> Path:
     drawn, missing = figures.draw(run, table)
     extra = study.sections(run)
     figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")
-    return html.write(run_dir / "report.html", html.page(run, table, drawn, missing, extra))
+    return write_atomic(run_dir / "report.html", html.page(run, table, drawn, missing, extra))

@@ -68,9 +68,9 @@ class RunFolder:
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
-        """Records of the ledger; a last line that was cut off by a kill is left out."""
+        """Records that count: the last of each stage. A last line that was cut off by a kill is left out."""
         lines = (self._text("ledger.jsonl") or "").splitlines()
-        records = []
+        records: dict[tuple[Any, ...], dict[str, Any]] = {}
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
@@ -79,8 +79,10 @@ class RunFolder:
                     break
                 raise LsatError(f"{self.path / 'ledger.jsonl'}: line {number}: not JSON ({error})") from error
             if isinstance(record, dict):
-                records.append(record)
-        return records
+                key = tuple(record.get(name) for name in ("seed", "strategy", "period", "stage"))
+                records.pop(key, None)
+                records[key] = record
+        return list(records.values())
 
     @cached_property
     def scores(self) -> dict[str, Runs]:

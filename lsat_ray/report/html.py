@@ -143,13 +143,6 @@ def inline(drawn: Drawn, folder: Path) -> Markup:
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def write(path: Path, text: str) -> Path:
-    """Write the page whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)
-
-
 def _wall_clock(run: RunFolder, figure: Sequence[Markup]) -> Section:
     title = "Wall-clock account"
     if run.timings is None or run.timings.empty:

@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import metrics as measure
 from lsat_ray.evaluation.significance import Runs
+from lsat_ray.files import write_atomic
 from lsat_ray.report.folder import RunFolder
 from lsat_ray.report.style import BLUE, ORANGE, Drawn, drawing, label_ends, look
 from lsat_ray.report.tables import REFERENCE, mean_auc
@@ -230,9 +231,8 @@ def write(run_dir: Path, **tables: pd.DataFrame) -> list[Path]:
     written = []
     for name, table in tables.items():
         file = run_dir / "table2.csv" if name == "table2" else run_dir / "study" / f"{name}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
-        written.append(file)
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        written.append(write_atomic(file, text))
     return written
 
 

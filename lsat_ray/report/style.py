@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from lsat_ray.files import write_atomic
 
 RC = {
     "svg.hashsalt": "lsat_ray",
@@ -199,13 +202,13 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], looks: M
 
 def save(drawn: Drawn, folder: Path) -> list[Path]:
     """Write SVG, PNG and CSV into a folder; the same data gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    svg, png, csv = (folder / f"{drawn.name}.{suffix}" for suffix in ("svg", "png", "csv"))
+    svg, png = io.BytesIO(), io.BytesIO()
     with drawing():
-        drawn.figure.savefig(svg, metadata={"Date": None, "Creator": None})
-        drawn.figure.savefig(png, metadata={"Software": None})
-    drawn.data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
-    return [svg, png, csv]
+        drawn.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        drawn.figure.savefig(png, format="png", metadata={"Software": None})
+    csv = drawn.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    contents: dict[str, bytes | str] = {"svg": svg.getvalue(), "png": png.getvalue(), "csv": csv}
+    return [write_atomic(folder / f"{drawn.name}.{suffix}", content) for suffix, content in contents.items()]
 
 
 def _apart(wanted: list[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import write_atomic
 from lsat_ray.report import study
 from lsat_ray.report.folder import RunFolder
 from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
@@ -80,8 +81,7 @@ def _partner(value: Any, reference: str) -> float:
 
 def write(rows: pd.DataFrame, setting: str, folder: Path) -> list[Drawn]:
     """Write `sweep.csv` and the figures of it into a folder; return the figures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(folder / "sweep.csv", index=False, float_format="%.6g", lineterminator="\n")
+    write_atomic(folder / "sweep.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     drawn = [draw_auc(rows, setting), draw_differences(rows, setting)]
     for figure in drawn:
         save(figure, folder)

@@ -16,6 +16,7 @@ from lsat_ray.backbone import nano
 from lsat_ray.backbone.load import fingerprint, locate
 from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores, oracle_scores
 from lsat_ray.config import Experiment
+from lsat_ray.data.interactions import write_ids
 from lsat_ray.data.periods import Periods
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked, check
@@ -23,6 +24,7 @@ from lsat_ray.runs.folder import RunDir
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.tasks import Context
 from lsat_ray.runs.timings import Timings
+from lsat_ray.scoring.served import heal
 from lsat_ray.strategies import Plan, Strategy, make
 
 
@@ -80,12 +82,19 @@ def opened(
         LsatError: on bad input, before anything is written.
     """
     began = time.time()
-    checked = checked or check(config)
     folder = RunDir(runs_dir, config)
+    folder.check()
+    checked = checked or check(config)
+    say(checked.summary.line())
+    for warning in checked.summary.warnings:
+        say(f"warning: {warning}")
     folder.open()
     try:
         ledger, timings = Ledger(folder.path / "ledger.jsonl"), Timings(folder.path / "timings.jsonl")
         store = AdapterStore(folder.adapters)
+        write_ids(checked.log, folder.path)
+        for line in [*_mend(store), *heal(folder.path, store)]:
+            say(line)
         _announce(folder, ledger, store, say)
         try:
             with ThreadPoolExecutor(1) as beside:
@@ -105,6 +114,11 @@ def opened(
                 backend.close()
     finally:
         folder.close()
+
+
+def _mend(store: AdapterStore) -> list[str]:
+    """Put damaged models aside, so that they are trained again; return a line for each."""
+    return [store.quarantine(digest) for digest in store.digests() if not store.usable(digest)]
 
 
 def _announce(folder: RunDir, ledger: Ledger, store: AdapterStore, say: Say) -> None:

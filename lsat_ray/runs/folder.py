@@ -1,4 +1,4 @@
-"""A run's folder: names are functions of the config, so the same command finds its own."""
+"""A run's folder: its place follows from the config alone, so the same command finds its own results."""
 
 from __future__ import annotations
 
@@ -7,53 +7,77 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import pandas as pd
 import yaml
 
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
+from lsat_ray.files import make_folder, write_atomic
 
 FREE = ("engine", "serve", "name", "study", "seeds", "strategies")
-"""Sections that may change between the attempts of one run: they decide where, how fast and how many rows, not what
-a row is."""
+"""Sections that may change between two attempts of one run: they decide where and how fast results are computed and
+which rows the table has, but no row's figures."""
 
 
 class RunDir:
     """Folder of one run, locked while a process works in it."""
 
     def __init__(self, root: Path, config: Experiment) -> None:
-        self.path = Path(root).resolve() / config.name
+        self.root = Path(root)
+        self.path = self.root.resolve() / config.name
         self.config = config
         self.adapters = self.path / "adapters"
         self.search = self.path / "search"
         self._lock: IO[str] | None = None
 
-    def open(self) -> None:
-        """Create the folder, or check that it is this config's; then lock it.
+    def check(self) -> None:
+        """Check that the folder can be written and holds no other config's run; nothing is created.
 
         Raises:
-            LsatError: when it holds another config or another process is at work in it.
+            LsatError: when the runs folder is an address, cannot be written, or holds another config's run.
         """
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(self.root)):
+            raise LsatError(f"--runs-dir {self.root}: an address; give a folder, results are written to files")
+        above = self.path
+        try:
+            while not above.exists():
+                above = above.parent
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise LsatError(
+                f"{self.path}: cannot be written ({above}: {error.strerror}); give another --runs-dir"
+            ) from error
         resolved = self.path / "config.resolved.yaml"
-        if resolved.exists():
-            before, now = yaml.safe_load(resolved.read_text()), yaml.safe_load(self.config.to_yaml())
-            odd = [k for k in now if k not in FREE and before.get(k) != now[k]]
-            if odd:
-                raise LsatError(
-                    f"{self.path}: holds a run whose `{odd[0]}` differs from this config's; "
-                    "give another --name, or delete the folder"
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not resolved.exists():
+            return
+        before, now = yaml.safe_load(resolved.read_text()), yaml.safe_load(self.config.to_yaml())
+        odd = [k for k in now if k not in FREE and before.get(k) != now[k]]
+        if odd:
+            raise LsatError(
+                f"{self.path}: holds a run whose `{odd[0]}` differs from this config's; "
+                "give another --name, or delete the folder"
+            )
+
+    def open(self) -> None:
+        """Check the folder, create it, lock it, and write the config and the versions into it.
+
+        Raises:
+            LsatError: see `check`; also when another process is at work in the folder.
+        """
+        self.check()
+        make_folder(self.path)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LsatError(f"{self.path}: another process works here; wait for it or give another --name") from error
-        write_atomically(resolved, self.config.to_yaml())
-        write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2, sort_keys=True))
+        write_atomic(self.path / "config.resolved.yaml", self.config.to_yaml())
+        write_atomic(self.path / "versions.json", json.dumps(versions(), indent=2, sort_keys=True))
 
     def scores(self, strategy: str, seed: int, period: int) -> Path:
         """Return the file of a strategy's scores on a tested period."""
@@ -78,17 +102,5 @@ def versions() -> dict[str, str]:
     return out
 
 
-def write_atomically(path: Path, content: str | pd.DataFrame) -> None:
-    """Write text or a table (Parquet) beside its place and rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        draft.write_text(content)
-    else:
-        content.to_parquet(draft, index=False)
-    os.replace(draft, path)
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON of a file, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+write_atomically = write_atomic
+"""Former name, for callers that do not use `lsat_ray.files` yet."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import append_line
 
 Key = tuple[int, str, int, str]
 
 
 class Ledger:
-    """Stages that are done, each with what it decided; a record once written is never changed.
+    """Stages that are done, each with what it decided. Lines are never changed; a later line for the same stage wins.
 
     Records hold no clock times, so two runs of one config write the same lines.
     """
@@ -31,14 +31,18 @@ class Ledger:
             try:
                 record = json.loads(line)
                 key = (record["seed"], record["strategy"], record["period"], record["stage"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise LsatError(
                     f"{self.path}: line {number} is not a record; delete the file to start afresh (adapters are kept)"
                 ) from error
-            self._records[key] = record
+            self._keep(key, record)
         if len(whole) != len(raw):  # the process died while it wrote the last line
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
+
+    def _keep(self, key: Key, record: dict[str, Any]) -> None:
+        self._records.pop(key, None)  # the newest record of a stage stands last
+        self._records[key] = record
 
     def __len__(self) -> int:
         return len(self._records)
@@ -46,26 +50,34 @@ class Ledger:
     def get(
         self, seed: int, strategy: str, period: int, stage: str, digest: str | None = None
     ) -> dict[str, Any] | None:
-        """Return the record of a stage, or None where it is still to be done under this digest."""
+        """Return the record of a stage, or None where it is still to be done.
+
+        Args:
+            seed: of the adapters.
+            strategy: name of the table's row.
+            period: 1-based.
+            stage: `search`, `score`, `publish`.
+            digest: of today's plan. A record with another digest, or with none, was made by another rule under the
+                same name and does not count. None accepts any record.
+        """
         record = self._records.get((seed, strategy, period, stage))
-        return record if record and (digest is None or record.get("digest") == digest) else None
+        if record is None or (digest is not None and record.get("digest") != digest):
+            return None
+        return record
 
     def append(self, seed: int, strategy: str, period: int, stage: str, **facts: Any) -> None:
-        """Write a stage's record durably; a stage that is recorded already is left as it is."""
+        """Write a stage's record durably.
+
+        A stage that is recorded stays as it is, unless `facts` hold a `digest` that differs from the record's: then
+        the new record supersedes it.
+        """
         key = (seed, strategy, period, stage)
-        if key in self._records and self._records[key].get("digest") == facts.get("digest"):
+        if self.get(*key, digest=facts.get("digest")) is not None:
             return
         record = {"seed": seed, "strategy": strategy, "period": period, "stage": stage, **facts}
-        line = (json.dumps(record, sort_keys=True) + "\n").encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        self._records[key] = record
+        append_line(self.path, json.dumps(record, sort_keys=True))
+        self._keep(key, record)
 
     def records(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """Return the records, of one stage or of all, in the order written."""
+        """Return the records that count, of one stage or of all, in the order written."""
         return [r for r in self._records.values() if stage is None or r["stage"] == stage]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lsat_ray.files import append_line
+
 COLUMNS = ["period", "stage", "subject", "start", "seconds", "targets"]
 
 
@@ -33,8 +35,7 @@ class Timings:
             targets: targets trained on or scored.
         """
         values = (period, stage, subject, start, seconds, targets)
-        with self.path.open("a") as file:
-            file.write(json.dumps(dict(zip(COLUMNS, values, strict=True))) + "\n")
+        append_line(self.path, json.dumps(dict(zip(COLUMNS, values, strict=True))))
 
     @contextmanager
     def span(self, stage: str, period: int = 0, subject: str = "", targets: int = 0) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import load
+from lsat_ray.backbone.load import base_name, load
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.baselines.spec import ClassicalSpec
@@ -129,8 +129,9 @@ class Worker:
         )
         facts = fitted.facts()
         if self.engine.rank == 0:
-            base = self.context.config.backbone.path
-            self.store.publish(spec, fitted.adapter, facts, base, by_row(validation.row, fitted.margin))
+            base, revision = base_name(self.context.config.backbone, Path(self.context.backbone))
+            margins = by_row(validation.row, fitted.margin)
+            self.store.publish(spec, fitted.adapter, facts, base, margins, revision)
             self.states.clear(spec.digest)
         return {"value": None, "seconds": {"encode": read, **fitted.seconds}, "targets": fitted.targets}
 

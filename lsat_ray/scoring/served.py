@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.recommender import Model
+from lsat_ray.files import write_atomic
+from lsat_ray.scoring.model import Model
 
 CURRENT = "current.json"
 """File in the run folder; its rename into place is the moment at which a version is committed."""
@@ -68,14 +68,9 @@ class Served:
 
 
 def write_current(run_dir: Path, served: Served) -> None:
-    """Replace the run's `current.json` by rename, so that a reader sees the old or the new one, whole."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    draft = run_dir / f".{CURRENT}.{uuid.uuid4().hex}"
-    with draft.open("w") as file:
-        json.dump({"version": served.version, "models": [m.to_json() for m in served.models]}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, run_dir / CURRENT)
+    """Replace the run's `current.json` durably; a reader sees the old file or the new one, whole."""
+    tree = {"version": served.version, "models": [m.to_json() for m in served.models]}
+    write_atomic(run_dir / CURRENT, json.dumps(tree, indent=2))
 
 
 def read_current(run_dir: Path) -> Served | None:
@@ -92,3 +87,28 @@ def read_current(run_dir: Path) -> Served | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LsatError(f"{path}: broken ({error}); delete it and the backbone is served without adapters") from error
+
+
+def heal(run_dir: Path, store: AdapterStore) -> list[str]:
+    """Take models with missing or damaged adapters out of `current.json`, and damaged adapters out of the store.
+
+    The models that are left are served as version 0, so that the run publishes its own again; the backbone without
+    adapters where none is left. A broken `current.json` is replaced in the same way.
+
+    Returns:
+        One line for everything that was mended; none when all is well.
+    """
+    try:
+        current = read_current(run_dir)
+    except LsatError as error:
+        write_current(run_dir, Served(0, (FROZEN,)))
+        return [f"{str(error).partition('; ')[0]}; replaced: the backbone is served without adapters for now"]
+    if current is None:
+        return []
+    broken = [d for d in sorted({d for m in current.models for d in m.adapters}) if not store.usable(d)]
+    if not broken:
+        return []
+    lines = [store.quarantine(digest) for digest in broken]
+    left = tuple(m for m in current.models if not set(m.adapters) & set(broken))
+    write_current(run_dir, Served(0, left or (FROZEN,)))
+    return lines

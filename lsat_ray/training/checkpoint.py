@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
+
+from lsat_ray.files import publish_folder
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 
@@ -36,7 +36,7 @@ class Checkpointer:
         return step % self.every == 0
 
     def save(self, digest: str, step: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Path:
-        """Write a state beside its place, rename it there, and drop the older ones.
+        """Publish a state durably, whole or not at all, and drop the older ones.
 
         Args:
             digest: of the adapter's spec.
@@ -48,13 +48,11 @@ class Checkpointer:
         final = folder / f"step-{step:08d}"
         if final.exists():
             shutil.rmtree(final)  # a state that failed its check, or of a run that began anew
-        draft = folder / f".{final.name}.{uuid.uuid4().hex}"
-        draft.mkdir(parents=True)
         data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         tree = {"digest": digest, "sha256": hashlib.sha256(data).hexdigest(), "facts": facts}
-        _write(draft / TENSORS, data)
-        _write(draft / FACTS, json.dumps(tree | {"check": _check(tree)}).encode())
-        os.rename(draft, final)
+        with publish_folder(final) as draft:
+            (draft / TENSORS).write_bytes(data)
+            (draft / FACTS).write_text(json.dumps(tree | {"check": _check(tree)}))
         for old in self._states(digest)[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -84,10 +82,3 @@ class Checkpointer:
 
 def _check(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from workbench import Workbench, randomise
 
 from lsat_ray.adapters import store as storing
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import CONFIG, MANIFEST, WEIGHTS, AdapterStore
-from lsat_ray.config import LoraSettings, PromptConfig, Recipe
+from lsat_ray.backbone.load import base_name
+from lsat_ray.config import BackboneConfig, LoraSettings, PromptConfig, Recipe
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.scoring.score import score
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -106,14 +109,14 @@ def test_an_absent_adapter_says_so(store: AdapterStore) -> None:
         store.load("0" * 64)
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_peft_config", "_sync", "rename"])
+@pytest.mark.parametrize("moment", ["save_file", "_peft_config", "fsync", "rename"])
 def test_a_death_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     def die(*_: object, **__: object) -> None:
         raise OSError("the machine went away")
 
     shop = AdapterStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(os if moment == "rename" else storing, moment, die)
+        patch.setattr(os if moment in ("fsync", "rename") else storing, moment, die)
         with pytest.raises(OSError, match="went away"):
             shop.publish(spec(), adapter(), {}, "base")
     assert spec().digest not in shop
@@ -133,3 +136,66 @@ def test_leftovers_of_a_kill_are_no_adapters(store: AdapterStore) -> None:
 def test_the_config_is_pefts(store: AdapterStore) -> None:
     tree = json.loads((store.path(spec().digest) / CONFIG).read_text())
     assert (tree["peft_type"], tree["r"], tree["lora_alpha"]) == ("LORA", 2, 4.0)
+
+
+def test_a_folder_without_a_manifest_is_replaced(store: AdapterStore) -> None:
+    (store.path(spec().digest) / MANIFEST).unlink()
+    assert spec().digest not in store
+    store.publish(spec(), adapter(), {}, "base")
+    store.load(spec().digest)
+    assert [p.name for p in store.root.iterdir()] == [spec().digest]
+
+
+def test_usable_reads_what_membership_does_not(store: AdapterStore) -> None:
+    digest = spec().digest
+    assert store.usable(digest)
+    assert not store.usable("0" * 64)
+    path = store.path(digest) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+    assert digest in store and not store.usable(digest)
+    (store.path(digest) / MANIFEST).write_text("[]")
+    assert not store.usable(digest)
+
+
+def test_a_damaged_adapter_is_put_aside_and_can_be_published_again(store: AdapterStore) -> None:
+    digest = spec().digest
+    for _ in range(2):  # a second time too: what was put aside before gives way
+        path = store.path(digest) / WEIGHTS
+        path.write_bytes(path.read_bytes()[:-1])
+        line = store.quarantine(digest)
+        assert digest in line and "\n" not in line
+        assert digest not in store and store.digests() == []
+        assert (store.root / f".damaged-{digest}" / WEIGHTS).is_file()
+        store.publish(spec(), adapter(), {}, "base")
+        assert store.usable(digest)
+    assert "no such adapter" in store.quarantine("0" * 64)
+
+
+def test_peft_opens_an_adapter_with_its_backbone(tiny_backbone_folder: Path, bench: Workbench, tmp_path: Path) -> None:
+    """The folder alone is enough: PEFT finds the backbone by the name in it, and both give the same logits."""
+    from peft import AutoPeftModelForCausalLM
+
+    randomise(bench.model)
+    made = bench.model.snapshot()
+    base, revision = base_name(bench.experiment.backbone, tiny_backbone_folder)
+    shop = AdapterStore(tmp_path / "adapters")
+    folder = shop.publish(bench.spec(), made, {}, base, revision=revision)
+    opened = AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert Path(opened.get_base_model().config._name_or_path) == tiny_backbone_folder
+    encoded = bench.validation
+    ids = [*encoded.prefix.tolist(), *encoded.tokens[: encoded.offsets[1]].tolist()]
+    logits = opened(input_ids=torch.tensor([ids])).logits[0, -1]
+    answers = bench.backbone.answers
+    ours = score(bench.model, made, encoded)[0]
+    assert float(logits[answers.yes] - logits[answers.no]) == pytest.approx(float(ours), abs=1e-4)
+
+
+def test_an_adapter_on_a_hub_backbone_names_its_commit(tmp_path: Path) -> None:
+    config = BackboneConfig(path="owner/model", revision="main")
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("c" * 40)
+    assert base_name(config, snapshot) == ("owner/model", "c" * 40)
+    assert base_name(config, tmp_path) == ("owner/model", "main")
+    base, revision = base_name(config, snapshot)
+    folder = AdapterStore(tmp_path).publish(spec(), adapter(), {}, base, revision=revision)
+    tree = json.loads((folder / CONFIG).read_text())
+    assert (tree["base_model_name_or_path"], tree["revision"]) == ("owner/model", "c" * 40)

@@ -76,7 +76,7 @@ def test_the_oracles_are_rows_and_unknown_for_real_logs(samples):
 @pytest.mark.skipif("LSAT_RAY_DATA" not in os.environ, reason="LSAT_RAY_DATA does not point at real logs")
 def test_reference_figures_of_latest_small():
     data = DataConfig(format="movielens", path="$LSAT_RAY_DATA/ml-latest-small", positive_above=3.5, keep_last=40_000)
-    periods = cut(load(data, PeriodsConfig()), data, PeriodsConfig(number=20))
+    periods = cut(load(data), data, PeriodsConfig(number=20))
     scores = naive_scores(periods.samples, periods.borders[0])
     for name, figures in FIGURES.items():
         spans = [periods.span(t) for t in range(1, 21)]

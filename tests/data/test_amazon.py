@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lsat_ray.config import AmazonConfig, DataConfig, PeriodsConfig
+from lsat_ray.config import AmazonConfig, DataConfig
 from lsat_ray.data import amazon, load
 from lsat_ray.errors import LsatError
 
@@ -58,6 +58,7 @@ def write(folder: Path, reviews: list | None = None, zipped: bool = False) -> Pa
 def test_reads_and_joins(zipped, tmp_path):
     log = amazon.read(write(tmp_path, zipped=zipped), None, 3, AmazonConfig(min_user_events=1))
     assert log.user_ids[log.user].tolist() == ["u", "v", "u", "u"]  # untitled rows are gone
+    assert log.dropped == 2
     assert log.item_ids[log.item].tolist() == ["A1", "A2", "A2", "A3"]
     assert [log.titles[i] for i in log.item] == ["None", "Dune", "Dune", "Dune"]
     assert log.label.tolist() == [1, 1, 0, 0]
@@ -83,7 +84,7 @@ def test_samples_users_as_pandas_does(tmp_path):
     )
     import pandas as pd
 
-    log = load(config, PeriodsConfig())
+    log = load(config)
     expected = pd.Series([f"u{i}" for i in range(50)]).sample(10, random_state=0)
     assert set(log.user_ids) == set(expected)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.config import DataConfig
 from lsat_ray.data import load, movielens
 from lsat_ray.data.windows import windows
 from lsat_ray.errors import LsatError
@@ -122,14 +122,14 @@ def test_a_log_without_rows_is_an_error(tmp_path):
 def test_an_unset_variable_in_the_path_is_named(monkeypatch):
     monkeypatch.delenv("NO_SUCH_LOG", raising=False)
     with pytest.raises(LsatError, match="NO_SUCH_LOG"):
-        load(DataConfig(format="movielens", path="$NO_SUCH_LOG"), PeriodsConfig())
+        load(DataConfig(format="movielens", path="$NO_SUCH_LOG"))
 
 
 @pytest.mark.data
 @pytest.mark.skipif("LSAT_RAY_DATA" not in os.environ, reason="LSAT_RAY_DATA does not point at real logs")
 def test_facts_of_latest_small():
     data = DataConfig(format="movielens", path="$LSAT_RAY_DATA/ml-latest-small", positive_above=3.5)
-    log = load(data, PeriodsConfig())
+    log = load(data)
     assert (len(log), len(log.user_ids), len(log.item_ids)) == (100_004, 671, 9_066)
     assert log.label.mean() == pytest.approx(0.51566, abs=5e-6)
     days = log.timestamp[[np.argmin(log.timestamp), np.argmax(log.timestamp)]].astype("datetime64[s]").astype(str)

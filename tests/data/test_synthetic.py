@@ -36,7 +36,7 @@ def test_counts_are_exact(periods, samples, history, warmup, users):
 
 def test_the_default_has_500_samples_a_period_after_the_warmup():
     data, periods = DataConfig(), PeriodsConfig()
-    table = cut(load(data, periods), data, periods)
+    table = cut(load(data), data, periods)
     assert table.borders == tuple(12_000 + 500 * t for t in range(21))
 
 
@@ -68,8 +68,8 @@ def test_the_default_can_be_learned_and_needs_both_kinds_of_preference():
 @pytest.mark.parametrize("keep_last", [None, 6_000])
 def test_every_cut_of_a_stream_has_the_same_labels(other, keep_last):
     data = DataConfig(keep_last=keep_last)
-    whole = cut(load(data, PeriodsConfig()), data, PeriodsConfig()).samples
-    again = cut(load(data, other), data, other).samples
+    whole = cut(load(data), data, PeriodsConfig()).samples
+    again = cut(load(data), data, other).samples
     for name in ("user", "item", "label", "timestamp", "probability"):
         assert np.array_equal(getattr(whole, name), getattr(again, name)), name
 

@@ -97,7 +97,7 @@ def test_a_paper_config_runs_on_a_log_of_its_size(
     file = ROOT / "jobs" / "configs" / f"{config}.yaml"
     sets = [*CUT, *more, f"serve.port={port}"]
     experiment = configs.load(file, sets)
-    periods = cut(data.load(experiment.data, experiment.periods), experiment.data, experiment.periods)
+    periods = cut(data.load(experiment.data), experiment.data, experiment.periods)
     assert periods.count == 20
     rows = np.diff(periods.borders)
     if config == "ml1m_llama7b":

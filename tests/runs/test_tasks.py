@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsat_ray.scoring.model import Model
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
 from lsat_ray.runs.tasks import Fit, Score, TaskBook
+from lsat_ray.scoring.model import Model
 from lsat_ray.strategies import Setting
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.graph import closure

@@ -12,8 +12,8 @@ import torch
 from lsat_ray.config import EngineConfig, Experiment, PromptConfig
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.stream import Stream
-from lsat_ray.runs.worker import Worker
 from lsat_ray.runs.tasks import Context, Fit
+from lsat_ray.runs.worker import Worker
 from lsat_ray.strategies.base import Setting, full_retraining
 from lsat_ray.training.fit import TorchEngine
 

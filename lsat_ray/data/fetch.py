@@ -1,28 +1,23 @@
-"""Public logs by URL, size and checksum, fetched whole or not at all.
+"""Public logs by URL and checksum, downloaded whole or not at all.
 
-MovieLens forbids redistribution and Amazon Reviews are large, so nothing is shipped: each log is fetched from its
-owner, after its licence has been shown. `size` and `digest` are None where the owner replaces the file in place or
-where we know no published value: such an entry is not pinned, its body is only held against the Content-Length.
+MovieLens forbids redistribution and Amazon Reviews are large, so no log is part of this package: each is downloaded
+from its owner, after its licence has been shown. `digest` is None where the owner replaces the file in place or where
+we know no published value: such an entry is not pinned.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import publish_folder
 
 OFFLINE = "LSAT_RAY_OFFLINE"
 """Environment variable that forbids downloads when it is `1`."""
-CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +30,6 @@ class Source:
     """Where its owner keeps it."""
     licence: str
     """What a user agrees to."""
-    size: int | None = None
-    """Bytes, None when not pinned."""
     digest: str | None = None
     """`md5:...` or `sha256:...` in hex, None when not pinned."""
 
@@ -80,7 +73,7 @@ def fetch(name: str, folder: Path, offline: bool | None = None, unpack: bool = T
         folder: where the file goes.
         offline: forbid the network; None asks the environment variable `LSAT_RAY_OFFLINE`.
         unpack: extract a `.zip` and return the folder in it.
-        timeout: seconds without a byte after which the server is given up.
+        timeout: seconds without a byte after which the download is given up.
 
     Returns:
         The unpacked folder, or the file.
@@ -89,66 +82,42 @@ def fetch(name: str, folder: Path, offline: bool | None = None, unpack: bool = T
         LsatError: unknown name, no network allowed, unreachable, cut short, or not the file that was pinned.
     """
     if name not in SOURCES:
-        raise LsatError(f"download: {name!r} is unknown; known are {', '.join(SOURCES)}")
+        raise LsatError(f"fetch: {name!r} is unknown; known are {', '.join(SOURCES)}")
     source = SOURCES[name]
     path = folder / source.filename
     if not path.exists():
-        path = download(source, path, offline, timeout)
-    else:
-        _verify(path, source, f"{path}: ")
+        download(source, path, offline, timeout)
+    elif source.digest is not None:
+        import pooch
+
+        algorithm, _, expected = source.digest.partition(":")
+        if (found := pooch.file_hash(str(path), alg=algorithm)) != expected:
+            raise LsatError(f"{path}: {algorithm} {found}, expected {expected}: not the published file; delete it")
     return _extract(path) if unpack and path.suffix == ".zip" else path
 
 
 def download(source: Source, path: Path, offline: bool | None = None, timeout: float = 60.0) -> Path:
-    """Fetch one file to `path` by way of a temporary file that is renamed once it is whole and verified."""
+    """Download one file to `path`; it appears there once it is whole and has the pinned digest.
+
+    A file that is there already is replaced when it has another digest than the pinned one.
+    """
     if os.environ.get(OFFLINE) == "1" if offline is None else offline:
         raise LsatError(f"{path}: not there, and downloads are off ({OFFLINE}=1); unset it, or put {source.url} there")
+    import pooch
+    import requests
+
     logger.warning("%s: %s", source.url, source.licence)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    part = Path(name)
+    # identity: a server that compresses on the way would leave other bytes than the published ones
+    downloader = pooch.HTTPDownloader(timeout=timeout, headers={"Accept-Encoding": "identity"})
     try:
-        with os.fdopen(handle, "wb") as file:
-            _receive(source, file, timeout)
-            file.flush()
-            os.fsync(file.fileno())
-        _verify(part, source, f"{source.url}: ")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def _receive(source: Source, file: BinaryIO, timeout: float) -> None:
-    """Stream the body into `file` and hold its length against Content-Length."""
-    received = 0
-    try:
-        with urllib.request.urlopen(source.url, timeout=timeout) as response:
-            length = response.headers.get("Content-Length")
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                received += len(chunk)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        pooch.retrieve(source.url, source.digest, path.name, path.parent, downloader=downloader)
+    except (requests.RequestException, OSError) as error:
         raise LsatError(
             f"{source.url}: download failed ({error}); check the network and run the command again"
         ) from error
-    if length is not None and received != int(length):
-        raise LsatError(f"{source.url}: cut short, {received} of {length} bytes came; run the command again")
-
-
-def _verify(path: Path, source: Source, where: str) -> None:
-    """Hold a file against the pinned size and digest."""
-    if source.size is not None and path.stat().st_size != source.size:
-        raise LsatError(f"{where}{path.stat().st_size} bytes, expected {source.size}; delete it and download again")
-    if source.digest is None:
-        return
-    algorithm, _, expected = source.digest.partition(":")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found != expected:
-        raise LsatError(
-            f"{where}{algorithm} {found}, expected {expected}: not the published file; delete it, try again"
-        )
+    except ValueError as error:
+        raise LsatError(f"{source.url}: not the published file ({' '.join(str(error).split())}); try again") from error
+    return path
 
 
 def _extract(path: Path) -> Path:
@@ -159,12 +128,14 @@ def _extract(path: Path) -> Path:
             tops = {n.parts[0] for n in names if n.parts}
             if len(tops) != 1 or any(n.is_absolute() or ".." in n.parts for n in names):
                 raise LsatError(f"{path}: expected an archive with one folder, found {sorted(tops)}; download it again")
-            target = path.parent / tops.pop()
-            if target.exists():
-                return target
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
-                archive.extractall(folder)
-                (Path(folder) / target.name).replace(target)
+            top = tops.pop()
+            target = path.parent / top
+            if not target.exists():
+                with publish_folder(target) as draft:
+                    for member in archive.infolist():
+                        member.filename = member.filename.removeprefix(top).lstrip("/")
+                        if member.filename:
+                            archive.extract(member, draft)
             return target
     except zipfile.BadZipFile as error:
         raise LsatError(f"{path}: not a zip archive ({error}); delete it and download again") from error

@@ -1,0 +1,1 @@
+"""One experiment in its folder: plan, train, choose, score, record, over any backend."""

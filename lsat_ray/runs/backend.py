@@ -1,0 +1,63 @@
+"""A single controller's view of the workers: what a pipeline may ask for, values in and values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lsat_ray.data.periods import Periods
+from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.tasks import Context, Task
+from lsat_ray.scoring.model import Model
+
+Say = Callable[[str], None]
+Counts = Callable[[dict[str, int]], None]
+"""Hears how many tasks are waiting, running, done and failed."""
+
+
+class Backend(Protocol):
+    """Workers, a stream, a search and an endpoint, in one process (`runs.local`) or on a cluster (`distributed`)."""
+
+    def begin(self, run_dir: Path, say: Say) -> None:
+        """Start what takes time and needs no backbone yet.
+
+        Args:
+            run_dir: where the backend keeps what it needs to come back.
+            say: prints a line.
+        """
+
+    def open(self, context: Context, periods: Periods, serve: bool) -> None:
+        """Tell the workers what they work on; with `serve` start the endpoint too."""
+
+    def arrive(self, period: int) -> None:
+        """Let a period arrive: from now on it may be read."""
+
+    def do(self, tasks: Sequence[Task], present: set[str], counts: Counts | None = None) -> dict[str, Any]:
+        """Do tasks and return their results by key.
+
+        Args:
+            tasks: in the order in which they should be taken.
+            present: models that are in the store.
+            counts: hears of progress now and then.
+
+        Raises:
+            LsatError: when a task cannot be done.
+        """
+
+    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
+        """Measure candidates on V_t, as one experiment of that name; in their order."""
+
+    def publish(self, models: Sequence[Model], version: int) -> None:
+        """Serve models together from now on, everywhere."""
+
+    def serving(self) -> int | None:
+        """Return the version that is served, None before the first publish."""
+
+    def score_served(self, period: int, strategies: Sequence[str]) -> dict[str, tuple[Model, np.ndarray]]:
+        """Score D_period through the endpoint: the model that answered and float64 [N], by strategy."""
+
+    def close(self) -> None:
+        """Let workers, stream and endpoint go; may be called at any point."""

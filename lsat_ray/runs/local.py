@@ -1,0 +1,94 @@
+"""The local backend: everything in this process, with plain torch; no Ray, no DeepSpeed, no ports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsat_ray.config import Experiment
+from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.data.stream import Stream
+from lsat_ray.errors import LsatError
+from lsat_ray.runs.backend import Counts, Say
+from lsat_ray.runs.search import Candidate, Reached, measure
+from lsat_ray.runs.tasks import Context, Task, TaskBook
+from lsat_ray.runs.worker import Worker, by_row
+from lsat_ray.scoring.model import Model
+from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.scoring.served import Served, read_current, write_current
+from lsat_ray.training.engine import TorchEngine
+
+
+class LocalBackend:
+    """One worker, which also answers as the endpoint would."""
+
+    def __init__(self, config: Experiment) -> None:
+        one = {"kind": "torch", "workers": 1, "sessions": 1}
+        self.config = config.model_copy(update={"engine": config.engine.model_copy(update=one)})
+
+    def begin(self, run_dir: Path, say: Say) -> None:
+        """Note where the run lies; there is nothing to start."""
+        self._run_dir, self._say = run_dir, say
+
+    def open(self, context: Context, periods: Periods, serve: bool) -> None:
+        """Load the backbone."""
+        self._stream = Stream(periods)
+        self._worker = Worker(context, self.config.engine, self._stream, lambda _: TorchEngine(), self._say)
+        self._book = TaskBook()
+        self._served: Served | None = None
+        # The endpoint wears its adapters on the worker's backbone; a 7B model need not be there twice.
+        self._endpoint = Recommender(self._worker.model, self._worker.store, self.config.engine.batch_tokens)
+        if serve and (kept := read_current(self._run_dir)) is not None:
+            self._endpoint.prepare(kept.models)
+            self._served = kept
+
+    def arrive(self, period: int) -> None:
+        """Move the watermark."""
+        self._stream.arrive(period)
+
+    def do(self, tasks: Sequence[Task], present: set[str], counts: Counts | None = None) -> dict[str, Any]:
+        """Do tasks one after the other, each once what it needs is there."""
+        book = self._book
+        book.submit(list(tasks), present)
+        while (task := book.take(0)) is not None:
+            book.done(task.key, self._worker.run(task))
+            if counts:
+                counts(book.counts())
+        keys = [t.key for t in tasks]
+        if not book.finished(keys):
+            stuck = next(t for t in tasks if book.entries[t.key].state == "waiting")
+            missing = next(n for n in stuck.needs if n not in book.present)
+            raise LsatError(f"task {stuck.key[:12]}: it needs model {missing[:12]}, which nothing trains")
+        results = {k: book.entries[k].result for k in keys}
+        book.forget(keys)
+        return results
+
+    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
+        """Measure candidates here."""
+        return [measure(label, c.score) for c in candidates]
+
+    def publish(self, models: Sequence[Model], version: int) -> None:
+        """Load and verify the models, then serve them."""
+        following = Served(version, tuple(models))
+        self._endpoint.prepare(models)
+        write_current(self._run_dir, following)
+        self._served = following
+
+    def serving(self) -> int | None:
+        """Return the version that is served."""
+        return None if self._served is None else self._served.version
+
+    def score_served(self, period: int, strategies: Sequence[str]) -> dict[str, tuple[Model, np.ndarray]]:
+        """Score D_period with what is served."""
+        assert self._served is not None, "nothing was published"
+        models = {name: self._served.select(name) for name in strategies}
+        (samples,) = self._stream.read([Slice(period, "all")], period)
+        encoded = self._worker.encoder.scoring(samples)
+        scores = self._endpoint.scores(list(models.values()), encoded)
+        return {n: (m, by_row(encoded.row, s)[1]) for (n, m), s in zip(models.items(), scores, strict=True)}
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""

@@ -1,0 +1,61 @@
+"""The choice of merge weights on V_t: candidates, what each reached, and the rule that picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lsat_ray.evaluation.metrics import auc_or_log_loss, logit_loss
+
+COLUMNS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One weighting of one strategy's adapters, scored on V_t."""
+
+    strategy: str
+    weights: tuple[float, ...]
+    score: np.ndarray
+    """float64 [V], P(like)."""
+
+
+class Reached(NamedTuple):
+    """What a candidate reached on V_t."""
+
+    auc: float
+    """NaN where V_t holds one class."""
+    log_loss: float
+
+
+def experiment(seed: int, period: int) -> str:
+    """Return the name of the search of a period."""
+    return f"seed{seed}-period{period:02d}"
+
+
+def measure(label: np.ndarray, score: np.ndarray) -> Reached:
+    """Return AUC and mean log-loss of scores, both [V]."""
+    clipped = np.clip(score, 1e-7, 1 - 1e-7)
+    one_class = label.min() == label.max()
+    logit = np.log(clipped) - np.log1p(-clipped)
+    return Reached(float("nan") if one_class else auc_or_log_loss(label, score), logit_loss(label, logit))
+
+
+def best(reached: Sequence[Reached]) -> int:
+    """Return the place of the highest AUC, of the lowest log-loss where V_t holds one class; the first of equals."""
+    auc, log_loss = np.array(reached).T
+    return int(np.argmin(log_loss) if np.isnan(auc).any() else np.argmax(auc))
+
+
+def table(seed: int, period: int, candidates: Sequence[Candidate], reached: Sequence[Reached]) -> pd.DataFrame:
+    """Return one row per candidate: seed, period, strategy, coefficient (the first weight), auc, chosen."""
+    rows = []
+    for name in dict.fromkeys(c.strategy for c in candidates):
+        mine = [i for i, c in enumerate(candidates) if c.strategy == name]
+        chosen = mine[best([reached[i] for i in mine])]
+        rows += [(seed, period, name, candidates[i].weights[0], reached[i].auc, i == chosen) for i in mine]
+    return pd.DataFrame(rows, columns=COLUMNS)

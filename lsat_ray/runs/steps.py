@@ -1,0 +1,251 @@
+"""The steps of every pipeline, each once: train, choose, serve, measure, record.
+
+Every step skips what ledger and store have: a step that is called again does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lsat_ray.baselines.naive import SUM
+from lsat_ray.data.periods import Slice
+from lsat_ray.evaluation.metrics import summarise
+from lsat_ray.files import write_atomic
+from lsat_ray.runs import search
+from lsat_ray.runs.backend import Counts
+from lsat_ray.runs.context import Run
+from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task
+from lsat_ray.scoring.gate import fit_gate
+from lsat_ray.scoring.model import Model, combine, passes
+from lsat_ray.strategies import Plan, Spec
+
+Wanted = tuple[Model, Slice]
+"""A model and the slice on which its score is wanted."""
+Margins = dict[tuple[str, Slice], np.ndarray]
+"""What forward passes say, by the pass's digest and the slice."""
+Search = Callable[[str, Sequence[Candidate], np.ndarray], list[Reached]]
+Weights = tuple[float, ...]
+
+
+def do(run: Run, t: int, tasks: Sequence[Task], counts: Counts | None = None) -> dict[str, Any]:
+    """Let the backend do tasks, book their seconds under period t (0: none), and return their values by key."""
+    if not tasks:
+        return {}
+    results = run.backend.do(tasks, set(run.store.digests()), counts)
+    for key, result in results.items():
+        start = result["start"]
+        for stage, seconds in result["seconds"].items():
+            run.timings.add(stage, start, seconds, t, key, result["targets"] if stage == "train" else 0)
+            start += seconds
+    return {key: result["value"] for key, result in results.items()}
+
+
+def train(run: Run, t: int, specs: Iterable[Spec], counts: Counts | None = None) -> None:
+    """Train the models that the store does not have."""
+    do(run, t, [Fit(s) for s in specs if s.digest not in run.store], counts)
+
+
+# scores
+
+
+def margins(run: Run, wanted: Iterable[Wanted], t: int = 0) -> Margins:
+    """Return what every distinct forward pass says; a pass that was made before comes from disk."""
+    tasks = {(one.digest, s): Score(one, s) for model, s in wanted for one in passes(model)}
+    out = {key: found for key, task in tasks.items() if (found := _kept(run, task)) is not None}
+    missing = {key: task for key, task in tasks.items() if key not in out}
+    results = do(run, t, list({task.key: task for task in missing.values()}.values()))
+    for key, task in missing.items():
+        out[key] = results[task.key]
+        row = run.periods.rows(*task.slice).row
+        write_atomic(_pass_file(run, *key), pd.DataFrame({"row": row, "margin": out[key]}))
+    return out
+
+
+def combined(model: Model, s: Slice, known: Margins) -> np.ndarray:
+    """Return the model's score on a slice, float64 [N], from its passes."""
+    return combine(model, [known[one.digest, s] for one in passes(model)])
+
+
+def _kept(run: Run, task: Score) -> np.ndarray | None:
+    """Return the margins of a pass that was made before: by itself, or when its adapter was validated."""
+    file = _pass_file(run, task.model.digest, task.slice)
+    if file.exists():
+        return pd.read_parquet(file)["margin"].to_numpy()
+    if task.model.merge == "single" and task.slice.part == "validation":
+        row, margin = run.store.validation(task.model.adapters[0])
+        if np.array_equal(row, run.periods.rows(*task.slice).row):
+            return margin
+    return None
+
+
+def _pass_file(run: Run, digest: str, s: Slice) -> Path:
+    return run.folder.path / "passes" / digest[:32] / f"period{s.period:02d}-{s.part}.parquet"
+
+
+# choose
+
+
+def choose(run: Run, seed: int, periods: Iterable[int], measure: Search) -> None:
+    """Choose every row's merge weights after some periods, on V_t or by gradient, and record them.
+
+    Args:
+        run: the run.
+        seed: of the adapters.
+        periods: the t.
+        measure: what measures the candidates of a period: the backend's `search`, or `measured`.
+    """
+    open_ = {
+        t: {n: p for n, p in run.plans(seed, t).items() if not run.ledger.get(seed, n, t, "search", p.digest)}
+        for t in periods
+    }
+    known = margins(run, [w for t, plans in open_.items() for n, p in plans.items() for w in _asked(seed, n, t, p)])
+    learned = _learned(run, open_)
+    for t, plans in open_.items():
+        label = run.periods.rows(t, "validation").label
+        chosen = {n: p.grid[0] for n, p in plans.items() if len(p.grid) == 1}
+        for name, plan in plans.items():
+            if plan.merge == "gated-ensemble":
+                members = [known[w[0].digest, w[1]] for w in _asked(seed, name, t, plan)]
+                chosen[name] = fit_gate(members, label)
+            elif plan.learned:
+                chosen[name] = learned[_coefficients(plan).key]
+        candidates = [
+            Candidate(n, w, combined(model(seed, n, t, p, w), Slice(t, "validation"), known))
+            for n, p in plans.items()
+            if len(p.grid) > 1
+            for w in p.grid
+        ]
+        if candidates:
+            chosen |= _searched(run, seed, t, candidates, label, measure)
+        for name, plan in plans.items():
+            adapters = [s.digest for s in plan.adapters]
+            weights = list(chosen[name])
+            run.ledger.append(seed, name, t, "search", digest=plan.digest, adapters=adapters, weights=weights)
+
+
+def measured(name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
+    """Measure candidates here; a back-fill has hundreds of periods' searches and keeps no experiment of each."""
+    del name
+    return [search.measure(label, c.score) for c in candidates]
+
+
+def model(seed: int, name: str, t: int, plan: Plan, weights: Weights) -> Model:
+    """Return what a row serves after period t under some weights."""
+    return Model(name, t, plan.merge, tuple(s.digest for s in plan.adapters), weights, plan.space, seed)
+
+
+def models(run: Run, seed: int, t: int) -> list[Model]:
+    """Return the models of period t, their weights as the ledger has them."""
+    out = []
+    for name, plan in run.plans(seed, t).items():
+        record = run.ledger.get(seed, name, t, "search", plan.digest)
+        assert record is not None, f"{name} has no weights for period {t}"
+        out.append(model(seed, name, t, plan, tuple(record["weights"])))
+    return out
+
+
+def _asked(seed: int, name: str, t: int, plan: Plan) -> list[Wanted]:
+    """Return what must be scored on V_t before the plan's weights can be chosen."""
+    s = Slice(t, "validation")
+    if plan.merge == "gated-ensemble":
+        return [(one, s) for one in passes(model(seed, name, t, plan, ()))]
+    return [(model(seed, name, t, plan, w), s) for w in plan.grid] if len(plan.grid) > 1 else []
+
+
+def _coefficients(plan: Plan) -> Coefficients:
+    assert plan.learned is not None
+    return Coefficients(tuple(s.digest for s in plan.learned.adapters), plan.learned.slices, plan.learned.pull)
+
+
+def _learned(run: Run, open_: dict[int, dict[str, Plan]]) -> dict[str, Weights]:
+    """Return the weights that are learned by gradient, by the task's key."""
+    plans = [p for by_name in open_.values() for p in by_name.values() if p.learned and p.merge != "gated-ensemble"]
+    tasks = {task.key: task for task in map(_coefficients, plans)}
+    if not tasks:
+        return {}
+    with run.timings.span("search"):
+        return do(run, 0, list(tasks.values()))
+
+
+def _searched(
+    run: Run, seed: int, t: int, candidates: list[Candidate], label: np.ndarray, measure: Search
+) -> dict[str, Weights]:
+    """Measure candidates, keep the table, and return each strategy's best weights."""
+    with run.timings.span("search", t):
+        reached = measure(search.experiment(seed, t), candidates, label)
+    table = search.table(seed, t, candidates, reached)
+    write_atomic(run.folder.search / "coefficients" / f"{search.experiment(seed, t)}.parquet", table)
+    return {c.strategy: c.weights for c, chosen in zip(candidates, table["chosen"], strict=True) if chosen}
+
+
+# serve
+
+
+def version(seed: int, t: int) -> int:
+    """Return the version under which the models of period t are served."""
+    return seed * 10_000 + t
+
+
+def publish(run: Run, seed: int, t: int) -> None:
+    """Serve the models of period t everywhere, then record it."""
+    following = [m for m in models(run, seed, t) if m.served]
+    if all(run.ledger.get(seed, m.strategy, t, "publish", m.digest) for m in following):
+        return
+    with run.timings.span("publish", t):
+        run.backend.publish(following, version(seed, t))
+    for m in following:
+        run.ledger.append(seed, m.strategy, t, "publish", digest=m.digest)
+
+
+# measure
+
+
+def unmeasured(run: Run, seed: int, t: int) -> list[Model]:
+    """Return the models of period t - 1 whose score on D_t is not recorded."""
+    return [m for m in models(run, seed, t - 1) if not run.ledger.get(seed, m.strategy, t, "score", m.digest)]
+
+
+def measure_served(run: Run, seed: int, t: int) -> None:
+    """Score D_t through the endpoint with the models of period t - 1 that it serves, and record it."""
+    asked = {m.strategy: m for m in unmeasured(run, seed, t) if m.served}
+    if not asked:
+        return
+    if run.backend.serving() != version(seed, t - 1):  # after a restart
+        run.backend.publish([m for m in models(run, seed, t - 1) if m.served], version(seed, t - 1))
+    count = len(run.periods.rows(t))
+    with run.timings.span("serve", t, targets=count * len(asked)):
+        answers = run.backend.score_served(t, list(asked))
+    for name, (answered, score) in answers.items():
+        if answered.digest != asked[name].digest:
+            raise AssertionError(f"{name}: the endpoint answers with {answered.digest}, not {asked[name].digest}")
+        record(run, asked[name], t, score)
+
+
+def measure(run: Run, seed: int, periods: Sequence[int]) -> None:
+    """Score periods with the models of the period before, by the workers, and record it; then the fixed rows."""
+    asked = [(m, Slice(t, "all")) for t in periods for m in unmeasured(run, seed, t)]
+    known = margins(run, asked, periods[0] if len(periods) == 1 else 0)
+    for m, s in asked:
+        record(run, m, s.period, combined(m, s, known))
+    for t in periods:
+        for name, score in run.fixed.items():
+            if not run.ledger.get(seed, name, t, "score"):
+                _record(run, seed, name, t, score[run.periods.span(t)], name != SUM)
+
+
+def record(run: Run, m: Model, t: int, score: np.ndarray) -> None:
+    """Write a model's scores on D_t, then the ledger's line: the line says that the scores are there."""
+    _record(run, m.seed, m.strategy, t, score, m.calibrated, digest=m.digest)
+
+
+def _record(run: Run, seed: int, name: str, t: int, score: np.ndarray, calibrated: bool, **facts: Any) -> None:
+    rows = run.periods.rows(t)
+    columns = {"row": rows.row, "user": rows.user, "item": rows.item, "label": rows.label, "score": score}
+    write_atomic(run.folder.scores(name, seed, t), pd.DataFrame(columns))
+    run.ledger.append(seed, name, t, "score", **summarise(rows.label, score, calibrated), **facts)

@@ -1,0 +1,73 @@
+"""The study's tables: Table 2, the figures' data, and what a serving lag costs."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lsat_ray.evaluation import delong
+from lsat_ray.evaluation.warmcold import seen_items
+from lsat_ray.files import write_atomic
+from lsat_ray.report import study as figures
+from lsat_ray.report.account import training
+from lsat_ray.report.folder import RunFolder
+from lsat_ray.runs import cross, steps
+from lsat_ray.runs.context import Run
+from lsat_ray.scoring.model import OUTPUT_MERGES, Model, passes
+from lsat_ray.strategies import RULES
+
+
+def write(run: Run, metrics: pd.DataFrame) -> None:
+    """Write `table2.csv` and `study/*.csv`."""
+    write_atomic(run.folder.path / "timings.parquet", run.timings.frame())
+    read = RunFolder(run.folder.path)
+    assert read.timings is not None
+    names = sorted(set(metrics["strategy"]))
+    spent = training(read.timings, read.ledger, names, len(run.config.seeds))
+    tables = {"table2": figures.table2(metrics, read.scores, spent)}
+    if run.config.study.paper:
+        tables["paper"] = figures.beside_paper(tables["table2"], run.config.study.paper)
+    served = {m.strategy: m for m in steps.models(run, run.config.seeds[0], run.periods.count - 1)}
+    tables["frontier"] = figures.frontier(tables["table2"], {name: len(passes(m)) for name, m in served.items()})
+    tables |= _merges(read, metrics, served)
+    tables |= _crossed(run, metrics)
+    figures.write(run.folder.path, **tables)
+
+
+def _merges(read: RunFolder, metrics: pd.DataFrame, served: dict[str, Model]) -> dict[str, pd.DataFrame]:
+    """Return what merges in parameter space lose against the ensemble of the same adapters."""
+    ensemble = next((n for n in served if n.startswith("lsat-en(") and n != "lsat-en(full)"), None)
+    merged = [n for n, m in served.items() if len(m.adapters) > 1 and m.merge not in OUTPUT_MERGES]
+    if not ensemble or not merged:
+        return {}
+    return {"merges": figures.against_ensemble(metrics, read.scores, ensemble, merged)}
+
+
+def _crossed(run: Run, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the tables of Figures 2 to 4 and of the lags."""
+    file = run.folder.path / cross.FILE
+    if not file.exists():
+        return {}
+    scores, out = pd.read_parquet(file), {}
+    if run.config.study.every_period:
+        rules = scores["strategy"].str.rpartition("/")[2].isin(RULES)
+        m = run.config.study.warm_until or run.config.replay.long_periods
+        out["fig2"] = figures.curve_on(scores[rules], run.periods.count)
+        out["fig4"] = figures.curve_on(scores[rules], run.periods.count, seen_items(run.periods, range(1, m + 1)))
+    warm = seen_items(run.periods, range(1, cross.split(run) + 1))
+    out["fig3"] = figures.warm_and_cold(scores, cross.split(run), warm)
+    if run.config.study.lags:
+        out["lag"] = _lags(run, metrics, scores)
+    return out
+
+
+def _lags(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean AUC by strategy and serving lag."""
+    late = scores.assign(lag=scores["tested"] - scores["trained"])
+    late = late[late["lag"].isin(run.config.study.lags) & late["tested"].isin(list(run.tested))]
+    keys = ["strategy", "seed", "tested", "lag"]
+    found = [
+        dict(zip(keys, key, strict=True)) | {"auc": delong.interval(g["label"].to_numpy(), g["score"].to_numpy()).auc}
+        for key, g in late.groupby(keys)
+    ]
+    table = pd.concat([pd.DataFrame(found), metrics.assign(lag=1)], ignore_index=True)
+    return table.groupby(["strategy", "lag"])["auc"].mean().reset_index()

@@ -1,0 +1,188 @@
+"""The whole pipeline over the local backend: every row, both orders, resumes, edits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lsat_ray.config import Experiment, LoraSettings, Recipe
+from lsat_ray.data.periods import Slice
+from lsat_ray.runs import steps
+from lsat_ray.runs.ledger import Ledger
+from lsat_ray.runs.local import LocalBackend
+from lsat_ray.runs.replay import replay
+from lsat_ray.runs.study import study
+from lsat_ray.strategies import STRATEGIES
+from lsat_ray.strategies.base import Plan, alone, full_retraining
+from lsat_ray.strategies.full_retraining import FullRetraining
+
+
+def quick(experiment: Experiment, **changes: Any) -> Experiment:
+    """Return the tiny experiment with small adapters, one epoch and a grid of three."""
+    return experiment.model_copy(
+        update={
+            "lora": LoraSettings(rank=2, alpha=4),
+            "recipe": Recipe(lr=5e-3, batch_size=32, epochs=1),
+            "search": experiment.search.model_copy(update={"grid": (0.0, 0.5, 1.0)}),
+        }
+        | changes
+    )
+
+
+def go(
+    config: Experiment, folder: Path, order: Callable[..., Path] = replay, backend: LocalBackend | None = None
+) -> Path:
+    """Run a config on the local backend."""
+    return order(config, folder, backend or LocalBackend(config), lambda _: None)
+
+
+def bytes_of(run: Path) -> dict[str, str]:
+    """Return the digest of every file that must not depend on how the run came about."""
+    files = [run / "metrics.parquet", run / "ledger.jsonl", *sorted((run / "scores").rglob("*.parquet"))]
+    files += sorted((run / "adapters").rglob("*.safetensors")) + sorted((run / "adapters").rglob("manifest.json"))
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay every strategy there is."""
+    return go(quick(tiny_experiment, strategies=tuple(STRATEGIES)), tmp_path_factory.mktemp("runs"))
+
+
+def test_every_strategy_is_measured_on_every_tested_period(whole: Path, tiny_experiment: Experiment) -> None:
+    metrics = pd.read_parquet(whole / "metrics.parquet")
+    assert metrics["auc"].between(0, 1).all()
+    assert all(sorted(part["period"]) == [3, 4] for _, part in metrics.groupby("strategy"))
+    assert metrics["strategy"].nunique() == len(STRATEGIES) + 8, "each strategy, four naive rows and four oracles"
+
+
+def test_the_ends_of_every_exact_merge_are_the_single_rows(whole: Path) -> None:
+    """Where an end of the grid was chosen, the merge's scores are the single row's."""
+    records = [json.loads(line) for line in (whole / "ledger.jsonl").read_text().splitlines()]
+    seen = 0
+    for record in records:
+        if record["stage"] != "search" or not record["strategy"].startswith(("lsat-en", "lsat-delta", "lsat-ta")):
+            continue
+        single = {0.0: "short-term", 1.0: "long-term"}.get(record["weights"][0])
+        if single is None or record["strategy"] in ("lsat-en(full)", "lsat-en-half(2)"):
+            continue
+        file = f"seed0/period{record['period'] + 1:02d}.parquet"
+        ours, alone_ = (pd.read_parquet(whole / "scores" / n / file)["score"] for n in (record["strategy"], single))
+        np.testing.assert_allclose(ours, alone_, atol=1e-6, err_msg=record["strategy"])
+        seen += 1
+    assert seen
+
+
+class Death(BaseException):
+    """What a kill looks like from inside."""
+
+
+@pytest.mark.parametrize(("order", "every"), [(replay, 7), (study, 7)], ids=["replay", "study"])
+def test_cut_off_anywhere_it_ends_with_the_same_bytes(
+    tiny_experiment: Experiment, tmp_path: Path, order: Any, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die at every so many records of the ledger, each time going on with the same call."""
+    names = ("full-retraining", "fine-tuning", "lsat-en", "lsat-ta", "mf/fine-tuning")
+    config = quick(tiny_experiment, strategies=names)
+    expected = go(config, tmp_path / "whole", order)
+    append, written = Ledger.append, 0
+
+    def mortal(self: Ledger, *args: Any, **facts: Any) -> None:
+        nonlocal written
+        before = len(self)
+        append(self, *args, **facts)
+        written += len(self) - before
+        if len(self) > before and written % every == 0:
+            raise Death
+
+    deaths = 0
+    monkeypatch.setattr(Ledger, "append", mortal)
+    while True:
+        try:
+            found = go(config, tmp_path / "cut", order)
+            break
+        except Death:
+            deaths += 1
+    assert deaths > 2
+    ours, theirs = bytes_of(found), bytes_of(expected)
+    assert ours.keys() == theirs.keys()
+    base = [k for k in ours if k.endswith("manifest.json")]  # names the backbone's folder, which differs here
+    assert {k: v for k, v in ours.items() if k not in base} == {k: v for k, v in theirs.items() if k not in base}
+
+
+def test_replay_and_study_measure_the_same(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    config = quick(tiny_experiment)
+    one = pd.read_parquet(go(config, tmp_path / "a") / "metrics.parquet")
+    two = pd.read_parquet(go(config, tmp_path / "b", study) / "metrics.parquet")
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_a_validation_split_of_one_class_is_chosen_alike(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    """Replay took the lowest log-loss there, the study the first candidate."""
+    config = quick(
+        tiny_experiment,
+        strategies=("lsat-en",),
+        data=tiny_experiment.data.model_copy(update={"positive_above": 3.0}),
+        periods=tiny_experiment.periods.model_copy(update={"validation": 0.04}),  # two samples: often one class
+    )
+    records = []
+    for order, name in ((replay, "a"), (study, "b")):
+        ledger = Ledger(go(config, tmp_path / name, order) / "ledger.jsonl")
+        records.append([ledger.get(0, "lsat-en(2)", t, "search") for t in (2, 3)])
+    assert records[0] == records[1]
+    table = pd.read_parquet(tmp_path / "a" / config.name / "search" / "coefficients.parquet")
+    assert table["auc"].isna().any(), "no V_t of one class: the test shows nothing"
+
+
+def test_an_edited_rule_shows_its_new_scores(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that was changed under its old name trained its new adapters and showed the old scores."""
+    config = quick(tiny_experiment, strategies=("full-retraining", "short-term"))
+    before = pd.read_parquet(go(config, tmp_path) / "metrics.parquet")
+
+    class Edited(FullRetraining):
+        def plan(self, t: int) -> Plan:
+            spec = full_retraining(self.setting, t)
+            return alone(replace(spec, train=(Slice(t, "train"), *spec.train[:1])))
+
+    monkeypatch.setitem(STRATEGIES, "full-retraining", Edited)
+    after = pd.read_parquet(go(config, tmp_path) / "metrics.parquet")
+    edited = before["strategy"] == "full-retraining"
+    assert (before["auc"] != after["auc"])[edited].any()
+    pd.testing.assert_frame_equal(before[~edited], after[~edited])
+
+
+def test_what_the_endpoint_answers_is_what_a_worker_scores(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every layout: alpha was chosen under one encoding and tested under another."""
+    for layout in ("exact", "shared-history", "stream"):
+        prompt = tiny_experiment.prompt.model_copy(update={"layout": layout, "targets": 4})
+        config = quick(tiny_experiment, strategies=("full-retraining", "lsat-en"), prompt=prompt)
+        served = go(config, tmp_path / layout)
+        worked = go(config, tmp_path / f"{layout}-study", study)
+        for file in sorted((served / "scores").rglob("*.parquet")):
+            ours, theirs = pd.read_parquet(file), pd.read_parquet(worked / file.relative_to(served))
+            np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-6, err_msg=f"{layout} {file.stem}")
+
+
+def test_a_task_that_nothing_can_start_is_named(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    from lsat_ray.errors import LsatError
+    from lsat_ray.runs.context import opened
+    from lsat_ray.runs.tasks import Score
+    from lsat_ray.scoring.model import Model
+
+    config = quick(tiny_experiment)
+    with opened(config, tmp_path, LocalBackend(config), lambda _: None, serve=False) as run:
+        run.backend.arrive(1)
+        with pytest.raises(LsatError, match="which nothing trains"):
+            steps.do(run, 1, [Score(Model("pass", 0, "single", ("f" * 64,), (1.0,)), Slice(1, "all"))])

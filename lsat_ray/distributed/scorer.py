@@ -191,7 +191,7 @@ class Scorer:
             served = self.served
             models = {n: served.select(n) for n in (served.names if strategies is None else strategies)}
             passes = [self.recommender.passes(m) for m in models.values()]
-            encoded = await asyncio.to_thread(self.bulk_encoder, samples)
+            encoded = await asyncio.to_thread(self.bulk_encoder.scoring, samples)
             steps = self.recommender.steps(list(models.values()), passes, encoded)
             while True:
                 try:

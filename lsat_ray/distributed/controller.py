@@ -29,7 +29,7 @@ class Replay(Run):
         """Let the sessions go and, unless it is to be kept, the endpoint."""
         super().stop()
         if not self.config.serve.keep:
-            serving.stop()
+            serving.stop(self.config)
 
     def work(self) -> None:
         """Replay once a seed."""

@@ -157,7 +157,7 @@ def main(rate: float = 30.0, seconds: float = 20.0, swaps: int = 20, replicas: i
         took: list[float] = []
         asyncio.run(clients(url, questions, rate, seconds, quiet))
         asyncio.run(both(busy, took))
-        serving.stop()
+        serving.stop(config)
         cluster.disconnect()
     worst = max(abs(answer["probability"] - expected[answer["digest"]][i]) for i, answer in busy.answers)
     result = {

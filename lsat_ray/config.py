@@ -318,12 +318,14 @@ class ServeConfig(Node):
     """Logical CPUs a replica asks Ray for; small, so that the whole loop fits a laptop."""
     threads: int = Field(1, ge=1)
     """CPU threads a replica."""
-    max_batch: int = Field(64, ge=1)
-    """Requests in one forward pass."""
-    batch_wait_s: float = Field(0.003, ge=0)
-    """Seconds a request waits for company."""
+    default: str | None = None
+    """Name of the model that answers where a request names none (null: the first of `strategies`)."""
+    deadline_s: float = Field(2.0, gt=0)
+    """Seconds that a request waits for its turn; what would wait longer is refused with 429."""
+    start_s: float = Field(600.0, gt=0)
+    """Seconds in which the replicas must be up."""
     token_env: str | None = None
-    """Environment variable with the bearer token that `/score` and `/model` ask for (null: none asked)."""
+    """Environment variable with the bearer token that the endpoint asks for (null: none, on loopback only)."""
     keep: bool = False
     """Keep serving after the replay has ended, on a cluster that outlives the job."""
 

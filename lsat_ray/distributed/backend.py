@@ -35,6 +35,7 @@ class RayBackend:
     def begin(self, run_dir: Path, say: Say) -> None:
         """Join the cluster or start one, and let the training sessions start."""
         self._run_dir, self._say = run_dir, say
+        serving.check(self.config)
         self._here = cluster.connect()
         say("starting the training sessions")
         self._sessions = TrainingSessions(self.config.engine, run_dir)
@@ -78,7 +79,7 @@ class RayBackend:
 
         def ask() -> Any:
             (samples,) = ray.get(self._replayer.read.remote([Slice(period, "all")], period))
-            return self._handle.score_bulk.remote(samples, list(strategies)).result()
+            return serving.score_bulk(self._handle, samples, list(strategies), self.config.serve.replicas)
 
         bulk = again(ask)
         return {name: (bulk.models[name], bulk.scores[name]) for name in strategies}
@@ -91,7 +92,7 @@ class RayBackend:
             ray.kill(self._replayer)
         keep = self.config.serve.keep
         if self._handle and not keep:
-            serving.stop()
+            serving.stop(self.config)
         if self._here and not keep:
             cluster.disconnect()
         self._sessions = self._replayer = self._handle = None

@@ -4,49 +4,79 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Protocol
+import math
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lsat_ray.distributed.schemas import MAX_BODY, Answer, Answers, Question, ScoreBody, ServedModels, explain, problem
-from lsat_ray.errors import LsatError
-from lsat_ray.scoring.served import Served
+from lsat_ray.distributed.schemas import (
+    MAX_BODY,
+    Answer,
+    Answers,
+    Health,
+    Problems,
+    RankBody,
+    Ranking,
+    ScoreBody,
+    ServedModels,
+    explain,
+    problem,
+)
+from lsat_ray.scoring.desk import Desk, Overloaded
+from lsat_ray.scoring.metrics import Metrics
+from lsat_ray.scoring.prefix import Ask, Refused
 
-GUARDED = ("/score", "/model")
-"""Paths that ask for the token."""
-
-
-class Refused(LsatError):
-    """A question that the deployment cannot answer; becomes a 422."""
-
-    def __init__(self, field: str, what: str, remedy: str) -> None:
-        super().__init__(f"{field}: {what}; {remedy}")
-        self.entry = problem(field, what, remedy)
+OPEN = ("/healthz", "/docs", "/openapi.json")
+"""Paths that ask for no token; what is under them asks for none either."""
+ROUTES = ("/v1/score", "/v1/rank", "/v1/models", "/score", "/model", "/metrics", "/healthz")
+"""Paths that are counted under their own names."""
 
 
 class Gate:
-    """Refuse, before a byte of the body is parsed, whoever lacks the token or sends too much."""
+    """Refuse, before a byte of the body is parsed, whoever lacks the token or sends too much; count every request."""
 
-    def __init__(self, app: ASGIApp, token_sha256: str | None) -> None:
+    def __init__(self, app: ASGIApp, token_sha256: str | None, metrics: Metrics) -> None:
         self.app = app
         self.token_sha256 = token_sha256
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401 or 413."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, counted, path)
+        finally:
+            self.metrics.request(path if path in ROUTES else "other", status, time.perf_counter() - began)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         headers = dict(scope["headers"])
-        if scope["path"].startswith(GUARDED) and not self._admitted(headers.get(b"authorization", b"")):
+        free = any(path == p or path.startswith(f"{p}/") for p in OPEN)
+        if not free and not self._admitted(headers.get(b"authorization", b"")):
             entry = problem("Authorization", "bearer token missing or wrong", "send Authorization: Bearer <token>")
-            refusal = JSONResponse({"detail": [entry]}, 401, {"WWW-Authenticate": "Bearer"})
-            return await refusal(scope, receive, send)
+            return await _refusal(401, [entry], {"WWW-Authenticate": "Bearer"})(scope, receive, send)
         body = await _body(receive, headers.get(b"content-length", b"0"))
         if body is None:
             entry = problem("body", f"larger than {MAX_BODY} bytes", "send fewer requests at a time")
-            return await JSONResponse({"detail": [entry]}, 413)(scope, receive, send)
+            return await _refusal(413, [entry])(scope, receive, send)
         parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
@@ -76,50 +106,134 @@ async def _body(receive: Receive, announced: bytes) -> bytes | None:
     return None if len(body) > MAX_BODY else body
 
 
-class Answering(Protocol):
-    """What the routes need of a replica (`scorer.Scorer`)."""
-
-    served: Served
-
-    async def ask(self, questions: list[Question]) -> list[Answer]:
-        """Return one answer per question."""
-
-    def served_models(self) -> ServedModels:
-        """Return the served models."""
+def _refusal(status: int, entries: list[dict[str, str]], headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": entries}, status, headers)
 
 
-def build_app(scorer: Answering, token_sha256: str | None) -> FastAPI:
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problems, "description": "The body cannot be read."},
+    413: {"model": Problems, "description": "The body is too large."},
+    422: {"model": Problems, "description": "A field is wrong, or what it says cannot be answered."},
+    429: {
+        "model": Problems,
+        "description": "More waits than can be answered in time.",
+        "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+    },
+}
+
+
+def build_app(
+    desk: Desk,
+    token_sha256: str | None = None,
+    history: int = 10,
+    metrics_text: Callable[[], Awaitable[str]] | None = None,
+) -> FastAPI:
     """Return the routes of a replica.
 
     Args:
-        scorer: answers.
+        desk: answers.
         token_sha256: SHA-256 of the bearer token, hex; None asks for none.
+        history: longest history that may be sent.
+        metrics_text: what `/metrics` says (None: the desk's own metrics).
     """
-    app = FastAPI(title="lsat_ray", description="P(like) of a user for an item, from the user's labelled history.")
-    app.add_middleware(Gate, token_sha256=token_sha256)
+    app = FastAPI(
+        title="lsat_ray",
+        description="P(like) of a user for an item, from the user's labelled history.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Gate, token_sha256=token_sha256, metrics=desk.metrics)
+    _handle_errors(app)
+    _serve_docs(app)
+    bearer = [Depends(HTTPBearer(auto_error=False))] if token_sha256 else []
+    guarded: dict[int | str, dict[str, Any]] = {}
+    if token_sha256:
+        guarded = {401: {"model": Problems, "description": "The bearer token is missing or wrong."}}
+    posts: dict[str, Any] = {"dependencies": bearer, "responses": {**REFUSALS, **guarded}}
+    gets: dict[str, Any] = {"dependencies": bearer, "responses": guarded}
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": explain(error.errors())}, 422)
+    def checked(asks: list[Ask]) -> list[Ask]:
+        for number, ask in enumerate(asks):
+            if len(ask.history) > history:
+                what = f"{len(ask.history)} events, this deployment reads {history}"
+                raise Refused("history", what, f"send the last {history}", number)
+        return asks
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        return JSONResponse({"detail": [error.entry]}, 422)
-
-    @app.post("/score")
+    @app.post("/v1/score", **posts)
+    @app.post("/score", include_in_schema=False, **posts)
     async def score(body: ScoreBody) -> Answer | Answers:
-        """Return P(like) with the strategy, period and digest of the model that gave it."""
-        answers = await scorer.ask(body.questions())
+        """Return P(like) of one question or of several; all answers of a call come from one version."""
+        try:
+            answers = [Answer.of(result) for result in await desk.ask(checked(body.asks()))]
+        except Refused as refusal:
+            field = refusal.field.replace("candidates.0", "target")
+            what = refusal.what.replace("candidates.0", "its target")
+            place = f"requests.{refusal.ask}." if body.requests else ""
+            raise Refused(place + field, what, refusal.remedy) from refusal
         return answers[0] if body.requests is None else Answers(answers=answers)
 
-    @app.get("/model")
-    async def model() -> ServedModels:
+    @app.post("/v1/rank", **posts)
+    async def rank(body: Annotated[RankBody, Body()]) -> Ranking:
+        """Order up to 1,000 candidates for a user; the history is computed once for all."""
+        (result,) = await desk.ask(checked([body.ask(body.history, body.candidates)]))
+        return Ranking.of(result, body.top_n)
+
+    @app.get("/v1/models", **gets)
+    @app.get("/model", include_in_schema=False, **gets)
+    async def models() -> ServedModels:
         """Return the served models."""
-        return scorer.served_models()
+        return ServedModels.of(desk.served, desk.default_name)
+
+    @app.get("/metrics", response_class=PlainTextResponse, **gets)
+    async def metrics() -> str:
+        """Return the counters of all replicas in Prometheus' text format."""
+        return await metrics_text() if metrics_text else desk.metrics.text()
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
+    async def healthz() -> Health:
         """Say that the replica answers, and with which version."""
-        return {"status": "ok", "version": scorer.served.version}
+        return Health(status="ok", version=desk.served.version)
 
     return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Give every refusal one format."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return _refusal(422, explain(error.errors()))
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return _refusal(422, [problem(error.field, error.what, error.remedy)])
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(_: Request, error: Overloaded) -> Response:
+        seconds = str(math.ceil(error.wait_s))
+        entry = problem("request", "more waits than can be answered in time", f"try again in {seconds} s")
+        return _refusal(429, [entry], {"Retry-After": seconds})
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        remedy = {404: "see /docs for the paths", 405: "see /docs for the methods"}.get(
+            error.status_code, "send a JSON object"
+        )
+        field = "body" if error.status_code == 400 else request.method
+        return _refusal(error.status_code, [problem(field, str(error.detail), remedy)], dict(error.headers or {}))
+
+
+def _serve_docs(app: FastAPI) -> None:
+    """Serve Swagger UI from the installed package, by relative addresses: no network, any route prefix."""
+    app.mount("/docs/static", StaticFiles(directory=str(files("fastapi_swagger") / "resources")))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}/openapi.json",
+            title=app.title,
+            swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}/docs/static/swagger-ui.css",
+            swagger_favicon_url=f"{root}/docs/static/favicon-32x32.png",
+        )

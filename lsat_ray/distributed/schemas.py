@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
-from lsat_ray.data.windows import Samples
-from lsat_ray.scoring.recommender import Model
+from lsat_ray.scoring.desk import Result
+from lsat_ray.scoring.model import Model
+from lsat_ray.scoring.prefix import Ask
+from lsat_ray.scoring.prefix import Event as PastEvent
+from lsat_ray.scoring.served import Served
 
 MAX_TITLE = 500
 """Characters of a title."""
@@ -18,64 +20,124 @@ MAX_HISTORY = 200
 """Events of a history in any deployment; a deployment's own limit is `data.history`."""
 MAX_REQUESTS = 64
 """Questions in a list."""
-MAX_BODY = 1_000_000
+MAX_CANDIDATES = 1000
+"""Candidates of a ranking."""
+MAX_BODY = 4_000_000
 """Bytes of a body."""
+
+Title = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TITLE)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
 class Event(BaseModel):
     """One interaction of the user."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    title: str = Field(min_length=1, max_length=MAX_TITLE)
+    title: Title
     liked: StrictBool
 
 
-class Question(BaseModel):
+History = Annotated[list[Event], Field(max_length=MAX_HISTORY, description="Oldest first; may be empty.")]
+
+
+class Who(BaseModel):
+    """What every question may say besides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: Name | None = Field(
+        None,
+        validation_alias=AliasChoices("model", "strategy"),
+        description="Served model (the default when left out).",
+    )
+    user: Name | None = Field(None, description="Any stable name: it decides who meets a model on trial.")
+
+    def ask(self, history: list[Event], candidates: list[str]) -> Ask:
+        """Return the question as the scorer reads it."""
+        past = tuple(PastEvent(event.title, event.liked) for event in history)
+        return Ask(past, tuple(candidates), self.model, self.user)
+
+
+class Question(Who):
     """Will this user like the target?"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    strategy: str | None = Field(None, max_length=100, description="Served model (the first when left out).")
-    history: list[Event] = Field(max_length=MAX_HISTORY, description="Oldest first; may be empty.")
-    target: str = Field(min_length=1, max_length=MAX_TITLE, description="Title of the item.")
+    history: History
+    target: Title = Field(description="Title of the item.")
 
 
-class ScoreBody(BaseModel):
+class ScoreBody(Who):
     """One question, or several under `requests`, which are all answered by the same version."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    strategy: str | None = Field(None, max_length=100)
-    history: list[Event] | None = Field(None, max_length=MAX_HISTORY)
-    target: str | None = Field(None, min_length=1, max_length=MAX_TITLE)
+    history: History | None = None
+    target: Title | None = None
     requests: list[Question] | None = Field(None, min_length=1, max_length=MAX_REQUESTS)
 
     @model_validator(mode="after")
     def _one_form(self) -> ScoreBody:
-        single = self.history is not None and self.target is not None
-        if self.requests is None and not single:
-            missing = [name for name in ("history", "target") if getattr(self, name) is None]
+        missing = [name for name in ("history", "target") if getattr(self, name) is None]
+        if self.requests is None and missing:
             raise ValueError(f"{' and '.join(missing)} missing: send history and target, or a list under requests")
-        if self.requests is not None and not (self.history is None and self.target is None and self.strategy is None):
-            raise ValueError("requests stands alone: move strategy, history and target into its elements")
+        if self.requests is not None and any(
+            getattr(self, n) is not None for n in ("history", "target", *Who.model_fields)
+        ):
+            raise ValueError("requests stands alone: move model, user, history and target into its elements")
         return self
 
-    def questions(self) -> list[Question]:
+    def asks(self) -> list[Ask]:
         """Return the questions of either form."""
         if self.requests is not None:
-            return self.requests
-        return [Question(strategy=self.strategy, history=self.history or [], target=self.target or "")]
+            return [q.ask(q.history, [q.target]) for q in self.requests]
+        return [self.ask(self.history or [], [self.target or ""])]
 
 
-class Answer(BaseModel):
-    """P(like), and the model that gave it."""
+class RankBody(Who):
+    """Order candidates for a user; a rerank request whose query is the user's history."""
 
-    probability: float
-    strategy: str
+    history: History
+    candidates: list[Title] = Field(
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        validation_alias=AliasChoices("candidates", "documents"),
+        description="Titles of the items; `documents` is another name for it.",
+    )
+    top_n: int | None = Field(None, ge=1, description="Return the best n only.")
+
+
+class Source(BaseModel):
+    """Which model answered."""
+
+    model: str
     period: int
     """Period after which the model was made."""
     digest: str
     """SHA-256 of the model's fields."""
     version: int
     """Publish that brought it."""
+    history_used: int
+    """Newest events of the history that every prompt of this answer held; the older ones did not fit."""
+
+    @staticmethod
+    def fields(result: Result) -> dict[str, Any]:
+        """Return the fields' values."""
+        return {
+            "model": result.name,
+            "period": result.model.period,
+            "digest": result.model.digest,
+            "version": result.version,
+            "history_used": int(result.used.min()),
+        }
+
+
+class Answer(Source):
+    """P(like), and the model that gave it."""
+
+    probability: float
+    strategy: str
+    """The same as `model`."""
+
+    @staticmethod
+    def of(result: Result) -> Answer:
+        """Return the answer to one question."""
+        return Answer(**Source.fields(result), strategy=result.name, probability=float(result.scores[0]))
 
 
 class Answers(BaseModel):
@@ -84,10 +146,33 @@ class Answers(BaseModel):
     answers: list[Answer]
 
 
+class Ranked(BaseModel):
+    """A candidate's place in the list that was sent, and P(like)."""
+
+    index: int
+    relevance_score: float
+
+
+class Ranking(Source):
+    """The candidates, best first; equal ones in the order in which they were sent."""
+
+    object: str = "list"
+    results: list[Ranked]
+
+    @staticmethod
+    def of(result: Result, top_n: int | None) -> Ranking:
+        """Return the best candidates."""
+        order = (-result.scores).argsort(kind="stable")[:top_n].tolist()
+        results = [Ranked(index=i, relevance_score=float(result.scores[i])) for i in order]
+        return Ranking(**Source.fields(result), results=results)
+
+
 class ServedModel(BaseModel):
     """One served model."""
 
+    model: str
     strategy: str
+    """The same as `model`."""
     period: int
     digest: str
     merge: str
@@ -98,6 +183,7 @@ class ServedModel(BaseModel):
     def of(model: Model, name: str) -> ServedModel:
         """Describe a model under the name that it is asked by."""
         return ServedModel(
+            model=name,
             strategy=name,
             period=model.period,
             digest=model.digest,
@@ -108,45 +194,53 @@ class ServedModel(BaseModel):
 
 
 class ServedModels(BaseModel):
-    """Everything that is served; the first model answers where no strategy is named."""
+    """Everything that is served."""
 
     version: int
+    default: str
+    """Name of the model that answers where none is named."""
     models: list[ServedModel]
+    candidate: ServedModel | None
+    """The model on trial."""
+    share: float
+    """Share of users that it answers; 0: it is scored in the shadow."""
+
+    @staticmethod
+    def of(served: Served, default: str) -> ServedModels:
+        """Describe what is served."""
+        pairs = zip(served.models, served.names, strict=True)
+        candidate = served.candidate and ServedModel.of(served.candidate, served.candidate.strategy)
+        models = [ServedModel.of(m, name) for m, name in pairs]
+        return ServedModels(
+            version=served.version, default=default, models=models, candidate=candidate, share=served.share
+        )
 
 
-def samples_of(questions: list[Question]) -> tuple[list[str], Samples]:
-    """Return (titles, samples) of questions: items are numbered within the request, each question is its own user.
+class Health(BaseModel):
+    """The replica answers."""
 
-    Histories are padded on the left with items of -1 to the longest.
-    """
-    number: dict[str, int] = {}
-    longest = max((len(q.history) for q in questions), default=0)
-    count = len(questions)
-    items = np.full((count, longest), -1, dtype=np.int32)
-    liked = np.zeros((count, longest), dtype=np.uint8)
-    target = np.zeros(count, dtype=np.int32)
-    for i, question in enumerate(questions):
-        start = longest - len(question.history)
-        for j, event in enumerate(question.history, start):
-            items[i, j] = number.setdefault(event.title, len(number))
-            liked[i, j] = event.liked
-        target[i] = number.setdefault(question.target, len(number))
-    samples = Samples(
-        row=np.arange(count, dtype=np.int64),
-        user=np.arange(count, dtype=np.int32),
-        item=target,
-        label=np.zeros(count, dtype=np.uint8),
-        timestamp=np.zeros(count, dtype=np.int64),
-        history_item=items,
-        history_label=liked,
-        history_timestamp=np.zeros((count, longest), dtype=np.int64),
-    )
-    return list(number), samples
+    status: str
+    version: int
+
+
+class Problem(BaseModel):
+    """What is wrong with a request."""
+
+    field: str
+    problem: str
+    remedy: str
+
+
+class Problems(BaseModel):
+    """Why a request was refused; every refusal looks like this."""
+
+    detail: list[Problem]
 
 
 def problem(field: str, what: str, remedy: str) -> dict[str, str]:
     """Return one entry of an error's `detail`."""
-    return {"field": field, "problem": what, "remedy": remedy}
+    texts = {"field": field, "problem": what, "remedy": remedy}
+    return {k: v.encode("utf-8", "replace").decode() for k, v in texts.items()}  # names may hold lone surrogates
 
 
 def explain(errors: Iterable[Any]) -> list[dict[str, str]]:
@@ -166,7 +260,7 @@ def _explain(error: Any) -> dict[str, str]:
         return problem(field, "unknown field", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
     if kind == "missing":
         if field == "body":
-            return problem(field, "no body", "send a JSON object with history and target, or requests")
+            return problem(field, "no body", "send the JSON object that /docs shows")
         return problem(field, "missing", f"add {path[-1]}")
     if kind == "too_long":
         return problem(field, message, f"send at most {limits['max_length']}")
@@ -193,7 +287,7 @@ _TYPES = {
 def _fields(path: list[str]) -> list[str]:
     """Return the fields that are known where an unknown one was met."""
     parents = [part for part in path[:-1] if not part.isdigit()]
-    model: type[BaseModel] = ScoreBody
+    models: list[type[BaseModel]] = [ScoreBody, RankBody]
     if parents:
-        model = Event if parents[-1] == "history" else Question
-    return list(model.model_fields)
+        models = [Event if parents[-1] == "history" else Question]
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))

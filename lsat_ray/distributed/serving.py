@@ -1,16 +1,18 @@
-"""Serve from the driver's side: start the application, publish models to all replicas, stop."""
+"""Serve from the driver's side: start the application of a run, change what all its replicas serve, stop it."""
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -20,96 +22,158 @@ from ray.serve.handle import DeploymentHandle
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
-from lsat_ray.distributed.scorer import Bulk, Report, Scorer, Setup
+from lsat_ray.distributed.publish import (
+    canary,
+    first_lines,
+    past,
+    promote,
+    publish,
+    roll_back,
+    shadow,
+    states,
+    withdraw,
+)
+from lsat_ray.distributed.scorer import Scorer, Setup
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.recommender import Model
+from lsat_ray.scoring.desk import Bulk
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, read_current, write_current
 
-APP = "lsat_ray"
-"""Name of the Serve application."""
-QUEUE = 4096
-"""Requests that wait at a proxy before it answers 503."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""Logging of Serve: no line a request."""
+"""Logging of Serve: no line per request."""
 
-__all__ = ["APP", "Bulk", "Report", "application", "publish", "read_current", "start", "stop"]
+__all__ = [
+    "application",
+    "canary",
+    "check",
+    "past",
+    "promote",
+    "publish",
+    "read_current",
+    "roll_back",
+    "score_bulk",
+    "shadow",
+    "start",
+    "states",
+    "stop",
+    "url",
+    "withdraw",
+]
+
+
+def check(config: Experiment) -> None:
+    """Check what can be known before Ray starts: the token's variable, the address and the port.
+
+    Raises:
+        LsatError: naming the key.
+    """
+    _token(config.serve.token_env)
+    host, port = config.serve.host, config.serve.port
+    if config.serve.token_env is None and not _loopback(host):
+        raise LsatError(
+            f"serve.host: {host} can be reached by others and no token is asked for; set serve.token_env to the name "
+            "of a variable that holds one, or serve on 127.0.0.1"
+        )
+    joins = ray.is_initialized() or "RAY_ADDRESS" in os.environ  # a Serve that runs there has the port already
+    if not joins and (reason := _taken(host, port)):
+        raise LsatError(
+            f"serve.port: {host}:{port} cannot be had ({reason}); choose another with --set serve.port=8001, or "
+            "end the program that listens there"
+        )
 
 
 def start(
     config: Experiment, backbone_folder: Path, titles: Sequence[str], store_root: Path, run_dir: Path
 ) -> DeploymentHandle:
-    """Start the application and return its handle; it serves what the run published last, else the frozen backbone.
+    """Start the run's application and return its handle; it serves what the run published last, else the backbone.
+
+    The first application of a cluster is served under `/`, another under `/<name of the run>`.
 
     Args:
-        config: `serve`, `backbone`, `lora`, `prompt`, `engine.batch_tokens` and `data.history` are read.
+        config: `name`, `serve`, `backbone`, `lora`, `prompt`, `engine.batch_tokens` and `data.history` are read.
         backbone_folder: Hugging Face folder.
         titles: title of every item, for `score_bulk`.
         store_root: folder of the adapter store; like `run_dir` on storage that every replica sees.
         run_dir: where `current.json` lies.
 
     Raises:
-        LsatError: when the port is taken, the token's variable is not set, or what was published is damaged.
+        LsatError: when the port is taken, the token's variable is not set, what was published is damaged, or the
+            replicas are not up within `serve.start_s`.
     """
+    check(config)
     _check_current(Path(run_dir), AdapterStore(Path(store_root)))
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
     _claim(config.serve.host, config.serve.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET)
+    others = set(serve.status().applications) - {config.name}
+    target = serve.RunTarget(app, name=config.name, route_prefix=f"/{config.name}" if others else "/")
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
     try:
-        return serve.run(app, name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise LsatError(
-            f"serve: the application did not start: {_first_lines(error)}; see the replica's log"
-        ) from error
+        _await_running(config)
+    except LsatError:
+        serve.delete(config.name)
+        raise
+    return handle
 
 
-def stop() -> None:
-    """End the application and Serve itself."""
-    serve.shutdown()
+def stop(config: Experiment) -> None:
+    """End the run's own application; others of the cluster go on."""
+    serve.delete(config.name)
 
 
-def publish(
+def url(config: Experiment) -> str:
+    """Return the address under which the run's application answers."""
+    details = ray.get(ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve").get_serve_instance_details.remote())
+    prefix = details["applications"][config.name]["route_prefix"].rstrip("/")
+    return f"http://{config.serve.host}:{config.serve.port}{prefix}"
+
+
+def score_bulk(
     handle: DeploymentHandle,
-    models: Sequence[Model],
-    version: int,
+    samples: Any,
+    names: Sequence[str] | None,
     replicas: int,
-    run_dir: Path,
-    timeout_s: float = 120.0,
-) -> None:
-    """Change what every replica serves, in two phases, and return when every replica answers with it.
+    timeout_s: float = 3600.0,
+    tries: int = 3,
+) -> Bulk:
+    """Score samples on all replicas: each does every n-th pass, so the scores are bit for bit those of one replica.
 
-    All replicas load and verify the models beside the current ones; then `current.json` is renamed into place, which is
-    the commit; then all replicas flip. A replica that dies and returns meanwhile reads `current.json`.
+    A part whose replica dies is done again on another; parts of different versions are all done again.
 
     Args:
         handle: of the application.
-        models: the first answers where no strategy is named.
-        version: of these models; every answer carries it.
-        replicas: how many must confirm.
-        run_dir: where `current.json` lies.
-        timeout_s: seconds for each phase.
+        samples: `Samples`, or a reference to them.
+        names: of the models (None: all).
+        replicas: into how many parts.
+        timeout_s: seconds for all of it.
+        tries: of every part.
 
     Raises:
-        LsatError: when a replica refuses the models (all keep serving the old ones), or does not answer in time.
+        LsatError: when a part failed `tries` times, or time is up.
     """
-    following = Served(version, tuple(models))
-    tree = [m.to_json() for m in models]
-
-    def is_prepared(report: Report) -> bool:
-        return following.digest in (report.prepared, report.serving)
-
-    def is_serving(report: Report) -> bool:
-        return report.serving == following.digest
-
-    _everywhere(handle, "prepare", (tree, version), is_prepared, replicas, timeout_s)
-    write_current(Path(run_dir), following)
-    _everywhere(handle, "commit", (version,), is_serving, replicas, timeout_s)
-    _everywhere(handle, "state", (), is_serving, replicas, timeout_s)
-
-
-def states(handle: DeploymentHandle, timeout_s: float = 10.0) -> list[Report]:
-    """Return what each live replica serves."""
-    return _ask_all(handle, "state", (), timeout_s)
+    deadline, failure = time.monotonic() + timeout_s, ""
+    parts: dict[int, Bulk] = {}
+    for _ in range(tries):
+        missing = [k for k in range(replicas) if k not in parts]
+        waiting = {k: handle.score_bulk.remote(samples, names, (k, replicas)) for k in missing}
+        for k, response in waiting.items():
+            try:
+                parts[k] = response.result(timeout_s=max(0.1, deadline - time.monotonic()))
+            except LsatError as error:  # the replica's own words; another one would say the same
+                raise LsatError(first_lines(getattr(error, "cause", error))) from error
+            except (RayError, RayServeException, TimeoutError) as error:
+                failure = f"{type(error).__name__}: {first_lines(error)}"
+        newest = max((p.version for p in parts.values()), default=0)
+        reference = next((p for p in parts.values() if p.version == newest), None)
+        parts = {k: p for k, p in parts.items() if reference and (p.version, p.digest) == (newest, reference.digest)}
+        if len(parts) == replicas and reference:
+            several = list(parts.values())
+            scores = {n: np.stack([p.scores[n] for p in several]) for n in reference.scores}
+            return Bulk(newest, {n: np.nansum(s, axis=0) for n, s in scores.items()}, reference.models)
+        failure = failure or "the version changed meanwhile"
+        if time.monotonic() > deadline:
+            break
+    raise LsatError(f"bulk scoring: {len(parts)} of {replicas} parts are done ({failure}); look at `serve status`")
 
 
 def application(args: dict[str, str]) -> Any:
@@ -117,10 +181,12 @@ def application(args: dict[str, str]) -> Any:
 
     Args:
         args: `run_dir`, with `config.resolved.yaml`, `current.json` and `adapters/`; `backbone`, a model folder, when
-            it is not the config's `backbone.path`.
+            it is not the config's `backbone.path`; `token_env`, when it is not the config's `serve.token_env`.
     """
     run_dir = Path(args["run_dir"])
     config = load(run_dir / "config.resolved.yaml")
+    if "token_env" in args:
+        config = config.model_copy(update={"serve": config.serve.model_copy(update={"token_env": args["token_env"]})})
     folder = Path(args["backbone"]) if "backbone" in args else locate(config.backbone)
     return _bind(config, folder, (), run_dir / "adapters", run_dir)
 
@@ -138,16 +204,16 @@ def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: P
         history=config.data.history,
         batch_tokens=config.engine.batch_tokens,
         threads=config.serve.threads,
-        max_batch=config.serve.max_batch,
-        batch_wait_s=config.serve.batch_wait_s,
+        default=config.serve.default,
+        deadline_s=config.serve.deadline_s,
         token_sha256=_token(config.serve.token_env),
     )
     deployment = serve.deployment(
         serve.ingress()(Scorer),
         name="Scorer",
         num_replicas=config.serve.replicas,
-        max_ongoing_requests=max(256, 4 * config.serve.max_batch),
-        max_queued_requests=QUEUE,
+        max_ongoing_requests=10_000,  # the replica itself refuses what it cannot answer in time
+        max_queued_requests=-1,
         ray_actor_options={"num_cpus": config.serve.cpus, "num_gpus": config.serve.gpus},
         graceful_shutdown_timeout_s=10,
         health_check_period_s=5,
@@ -167,30 +233,68 @@ def _token(variable: str | None) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _taken(host: str, port: int) -> str | None:
+    """Return why the port cannot be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
 def _claim(host: str, port: int) -> None:
-    """Check that the port is free, unless it is the running Serve's own."""
+    """Check that the port is free, unless it is the running Serve's own; a Serve without applications is ended."""
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         running = True
     except ValueError:
         running = False
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            taken = False
-        except OSError as error:
-            taken, reason = True, error.strerror
-    if taken and not running:
+    reason = _taken(host, port)
+    if running and not reason:
+        if serve.status().applications:
+            raise LsatError(
+                f"serve.port: Serve runs on this cluster already, and not on {host}:{port}; give its port, or end it "
+                "with `serve shutdown`"
+            )
+        serve.shutdown()
+    if reason and not running:
         raise LsatError(
-            f"serve.port: {host}:{port} cannot be had ({reason}); choose another with --set serve.port=8001, or "
-            "end the program that listens there"
+            f"serve.port: {host}:{port} cannot be had ({reason}); choose another with --set serve.port=8001"
         )
-    if running and not taken:
-        raise LsatError(
-            f"serve.port: Serve runs on this cluster already, and not on {host}:{port}; give its port, or end it with "
-            "`serve shutdown`"
-        )
+
+
+def _await_running(config: Experiment) -> None:
+    """Wait until the application runs.
+
+    Raises:
+        LsatError: when it failed, or time is up.
+    """
+    deadline = time.monotonic() + config.serve.start_s
+    while True:
+        found = serve.status().applications.get(config.name)
+        state = found.status.value if found else "NOT_STARTED"
+        if state == "RUNNING":
+            return
+        told = "; ".join([found.message, *(d.message for d in found.deployments.values())]) if found else ""
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise LsatError(f"serve: the application did not start: {first_lines(told)}; see the replica's log")
+        if time.monotonic() > deadline:
+            serving = config.serve
+            raise LsatError(
+                f"serve.start_s: the replicas are not up after {serving.start_s:g} s ({first_lines(told) or state}); "
+                f"{serving.replicas} x {serving.cpus:g} CPUs and {serving.gpus:g} GPUs must be free: lower "
+                "serve.replicas, serve.cpus or serve.gpus (a fraction shares a GPU with training)"
+            )
+        time.sleep(0.1)
 
 
 def _check_current(run_dir: Path, store: AdapterStore) -> None:
@@ -199,52 +303,9 @@ def _check_current(run_dir: Path, store: AdapterStore) -> None:
     if current is None:
         write_current(run_dir, Served(0, (FROZEN,)))
         return
-    for digest in sorted({d for model in current.models for d in model.adapters}):
+    for digest in sorted({d for model in current.all_models for d in model.adapters}):
         try:
             store.load(digest)
         except LsatError as error:
             path = run_dir / CURRENT
             raise LsatError(f"{error}; delete {path} too, and the backbone is served without adapters") from error
-
-
-def _everywhere(
-    handle: DeploymentHandle,
-    method: str,
-    args: tuple[Any, ...],
-    done: Callable[[Report], bool],
-    replicas: int,
-    timeout_s: float,
-) -> None:
-    """Call an idempotent method on every replica until `replicas` of them are done.
-
-    Raises:
-        LsatError: at the first refusal, or when time is up.
-    """
-    deadline = time.monotonic() + timeout_s
-    what = "no replica answered"
-    while True:
-        try:
-            reports = _ask_all(handle, method, args, max(0.1, deadline - time.monotonic()))
-        except (RayError, RayServeException, TimeoutError) as error:  # a replica died; its successor will answer
-            reports, what = [], f"{type(error).__name__}: {_first_lines(error)}"
-        for report in reports:
-            if report.error and method == "prepare":  # past the commit there is no way back: try until time is up
-                raise LsatError(f"publish: replica {report.replica} refused: {report.error}")
-        if reports and all(map(done, reports)) and len(reports) >= replicas:
-            return
-        if reports:
-            errors = sorted({r.error for r in reports if r.error})
-            what = "; ".join([f"{sum(map(done, reports))} of {replicas} replicas are done", *errors])
-        if time.monotonic() > deadline:
-            raise LsatError(f"publish: {method} took longer than {timeout_s:g} s ({what}); look at `serve status`")
-        time.sleep(0.1)
-
-
-def _ask_all(handle: DeploymentHandle, method: str, args: tuple[Any, ...], timeout_s: float) -> list[Report]:
-    if not hasattr(handle, "broadcast"):
-        raise LsatError(f"ray {ray.__version__} cannot reach all replicas; install ray>=2.60")
-    return list(handle.broadcast(method, *args).results(timeout_s=timeout_s))
-
-
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

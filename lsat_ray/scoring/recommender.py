@@ -12,7 +12,9 @@ from lsat_ray.adapters.merge import PARAMETER_MERGES
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, token_budget_batches
+from lsat_ray.prompts.encode import Encoder
 from lsat_ray.scoring.model import OUTPUT_MERGES, Model, combine
+from lsat_ray.scoring.prefix import Ask, Work, assemble, prepare
 from lsat_ray.scoring.score import part, score
 
 Pass = tuple[Any, Adapter | None]
@@ -22,10 +24,25 @@ Pass = tuple[Any, Adapter | None]
 class Recommender:
     """Score encoded samples with any models; one forward pass a distinct adapter."""
 
-    def __init__(self, backbone: AdaptedBackbone, store: AdapterStore, batch_tokens: int = 16384) -> None:
+    def __init__(
+        self,
+        backbone: AdaptedBackbone,
+        store: AdapterStore,
+        batch_tokens: int = 16384,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Start without adapters.
+
+        Args:
+            backbone: what wears them.
+            store: where they lie.
+            batch_tokens: most padded tokens in a pass.
+            fingerprint: of the backbone; adapters that were trained on another one are refused (None: not compared).
+        """
         self.backbone = backbone
         self.store = store
         self.batch_tokens = batch_tokens
+        self.fingerprint = fingerprint
         self._adapters: dict[str, Adapter] = {}
         self._merged: dict[Any, Adapter] = {}
         self._shapes = {name: tuple(p.shape) for name, p in backbone.slot_parameters().items()}
@@ -86,27 +103,53 @@ class Recommender:
         known: dict[Any, np.ndarray] = {}
         return [combine(model, self.margins(model, encoded, known)) for model in models]
 
+    def work(self, encoded: Encoded, share: tuple[int, int] = (0, 1)) -> list[Work]:
+        """Return the passes that score an encoding, or replica k's of n with `share` = (k, n): every n-th pass."""
+        groups = token_budget_batches(encoded, self.batch_tokens)
+        return [(encoded, group) for group in groups[share[0] :: share[1]]]
+
     def steps(
-        self, models: Sequence[Model], passes: Sequence[list[Pass]], encoded: Encoded
-    ) -> Generator[None, None, list[np.ndarray]]:
-        """Score as `scores` does, bit for bit, with a pause after each batch in which others may use the backbone.
+        self, models: Sequence[Model], passes: Sequence[list[Pass]], work: Sequence[Work]
+    ) -> Generator[None, None, tuple[np.ndarray, list[np.ndarray]]]:
+        """Score as `scores` does, bit for bit, with a pause after each pass in which others may use the backbone.
 
         Args:
             models: what to score with.
             passes: their `passes`, taken before: a `prepare` in a pause changes nothing here.
-            encoded: the samples.
+            work: what to score.
+
+        Returns:
+            (row int64 [M], one float64 [M] of P(like) per model).
         """
-        groups = token_budget_batches(encoded, self.batch_tokens)
         known: dict[Any, np.ndarray] = {}
+        rows = np.empty(0, dtype=np.int64)
         for key, adapter in (one for several in passes for one in several):
             if key in known:
                 continue
-            known[key] = np.empty(len(encoded.row), dtype=np.float32)
-            for group in groups:
+            found, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+            for encoded, group in work:
                 index, value = part(self.backbone, adapter, encoded, self.batch_tokens, group)
-                known[key][index] = value
+                found.append(encoded.row[index])
+                values.append(value)
                 yield
-        return [combine(m, [known[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
+            rows, known[key] = np.concatenate(found), np.concatenate(values)
+        scores = [combine(m, [known[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
+        return rows, scores
+
+    def rank(self, model: Model, encoder: Encoder, ask: Ask) -> np.ndarray:
+        """Return P(like) float64 [N] of each candidate; the history is computed once for all.
+
+        Args:
+            model: prepared before.
+            encoder: tokenizer and prompt.
+            ask: history and candidates.
+
+        Raises:
+            Refused: when a title does not fit.
+        """
+        work = assemble(encoder, [prepare(encoder, ask)], self.batch_tokens)
+        rows, scores = finish(self.steps([model], [self.passes(model)], work))
+        return scores[0][np.argsort(rows)]
 
     def _held(self, digest: str) -> Adapter:
         if digest not in self._adapters:
@@ -114,8 +157,14 @@ class Recommender:
         return self._adapters[digest]
 
     def _fitting(self, digest: str) -> Adapter:
-        """Load an adapter and compare its modules and shapes with the backbone's."""
+        """Load an adapter and compare its origin, modules and shapes with the backbone's."""
         adapter = self.store.load(digest)
+        origin = self.store.manifest(digest)["spec"].get("backbone")
+        if self.fingerprint is not None and origin is not None and origin != self.fingerprint:
+            raise LsatError(
+                f"adapter {digest[:12]}: trained on backbone {origin[:12]}, this is {self.fingerprint[:12]}; "
+                "give the folder of the run's own backbone"
+            )
         for name in sorted(self._shapes.keys() | adapter.state.keys()):
             expected, found = self._shapes.get(name), adapter.state.get(name)
             if expected is None or found is None:
@@ -137,3 +186,12 @@ def _merge(model: Model, adapters: dict[str, Adapter]) -> Adapter:
     if model.merge not in PARAMETER_MERGES:
         raise LsatError(f"merge {model.merge!r} is unknown; known are {', '.join(sorted(PARAMETER_MERGES))}")
     return PARAMETER_MERGES[model.merge]([adapters[d] for d in model.adapters], model.weights)
+
+
+def finish(steps: Generator[None, None, Any]) -> Any:
+    """Run a generator without a pause and return its value."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value

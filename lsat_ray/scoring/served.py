@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,16 @@ class Served:
     version: int
     models: tuple[Model, ...]
     """The first is the one that answers where no strategy is named."""
+    candidate: Model | None = None
+    """A model on trial: it answers a share of the users, or is scored beside the default and not answered."""
+    share: float = 0.0
+    """Share of users that the candidate answers; 0: nobody, it is scored in the shadow."""
 
     def __post_init__(self) -> None:
         if not self.models:
             raise LsatError("publish: no models; name at least one")
+        if not 0 <= self.share <= 1 or (self.share and self.candidate is None):
+            raise LsatError(f"publish: share {self.share:g} of users; give a candidate and a share from 0 to 1")
         names = self.names
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise LsatError(f"publish: strategy {twice[0]!r} occurs twice; give each model a name or a seed of its own")
@@ -44,9 +49,20 @@ class Served:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of version and models."""
-        parts = json.dumps([self.version, [m.digest for m in self.models]])
-        return hashlib.sha256(parts.encode()).hexdigest()
+        """SHA-256 of all fields."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def all_models(self) -> tuple[Model, ...]:
+        """The models, the candidate included."""
+        return (*self.models, self.candidate) if self.candidate else self.models
+
+    def on_trial(self, user: str) -> bool:
+        """Return whether the candidate answers this user: always the same for one user and one candidate."""
+        if self.candidate is None:
+            return False
+        place = hashlib.sha256(f"{self.candidate.digest} {user}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(place[:8]) < self.share * 2.0**64
 
     def select(self, name: str | None) -> Model:
         """Return the model of that name (the first when None).
@@ -61,16 +77,22 @@ class Served:
         except ValueError as error:
             raise LsatError(f"strategy {name!r} is not served; served are {', '.join(self.names)}") from error
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        tree: dict[str, Any] = {"version": self.version, "models": [m.to_json() for m in self.models]}
+        return {**tree, "candidate": self.candidate.to_json(), "share": self.share} if self.candidate else tree
+
     @staticmethod
-    def from_json(models: Sequence[dict[str, Any]], version: int) -> Served:
-        """Read models as `Model.to_json` wrote them."""
-        return Served(version, tuple(Model.from_json(m) for m in models))
+    def from_json(tree: dict[str, Any]) -> Served:
+        """Read what `to_json` wrote."""
+        candidate = Model.from_json(tree["candidate"]) if tree.get("candidate") else None
+        models = tuple(Model.from_json(m) for m in tree["models"])
+        return Served(int(tree["version"]), models, candidate, float(tree.get("share", 0.0)))
 
 
 def write_current(run_dir: Path, served: Served) -> None:
     """Replace the run's `current.json` durably; a reader sees the old file or the new one, whole."""
-    tree = {"version": served.version, "models": [m.to_json() for m in served.models]}
-    write_atomic(run_dir / CURRENT, json.dumps(tree, indent=2))
+    write_atomic(run_dir / CURRENT, json.dumps(served.to_json(), indent=2))
 
 
 def read_current(run_dir: Path) -> Served | None:
@@ -82,7 +104,7 @@ def read_current(run_dir: Path) -> Served | None:
     path = run_dir / CURRENT
     try:
         tree = json.loads(path.read_text())
-        return Served.from_json(tree["models"], int(tree["version"]))
+        return Served.from_json(tree)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -105,7 +127,7 @@ def heal(run_dir: Path, store: AdapterStore) -> list[str]:
         return [f"{str(error).partition('; ')[0]}; replaced: the backbone is served without adapters for now"]
     if current is None:
         return []
-    broken = [d for d in sorted({d for m in current.models for d in m.adapters}) if not store.usable(d)]
+    broken = [d for d in sorted({d for m in current.all_models for d in m.adapters}) if not store.usable(d)]
     if not broken:
         return []
     lines = [store.quarantine(digest) for digest in broken]

@@ -66,14 +66,14 @@ def test_the_application_is_built_from_a_run_folder(tmp_path: Path, monkeypatch:
     from lsat_ray.distributed.serving import application
 
     monkeypatch.setenv("SCORE_TOKEN", "x")
-    config = Experiment(serve=ServeConfig(replicas=3, token_env="SCORE_TOKEN", max_batch=7))
+    config = Experiment(serve=ServeConfig(replicas=3, token_env="SCORE_TOKEN", deadline_s=7))
     (tmp_path / "config.resolved.yaml").write_text(config.to_yaml())
     app = application({"run_dir": str(tmp_path), "backbone": "somewhere"})
     deployment = app._bound_deployment
     (setup,) = deployment.init_args
     assert deployment.num_replicas == 3
     assert (setup.run_dir, setup.store_root) == (str(tmp_path), str(tmp_path / "adapters"))
-    assert (setup.backbone_folder, setup.max_batch, setup.history) == ("somewhere", 7, config.data.history)
+    assert (setup.backbone_folder, setup.deadline_s, setup.history) == ("somewhere", 7, config.data.history)
     assert setup.token_sha256 is not None and setup.token_sha256 != "x"
 
 

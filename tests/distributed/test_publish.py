@@ -6,13 +6,16 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
+from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.distributed import serving
 from lsat_ray.distributed.scorer import Report
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.recommender import Model
+from lsat_ray.scoring.desk import Bulk
+from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import FROZEN, Served, read_current, write_current
 
 MODEL = Model("short-term", 3, "single", ("a" * 64,), (1.0,))
@@ -25,9 +28,11 @@ class Replicas:
     def __init__(self, script: dict[str, list[Any]]) -> None:
         self.script = script
         self.calls: list[str] = []
+        self.args: list[Any] = []
 
     def broadcast(self, method: str, *args: Any) -> Replicas:
         self.calls.append(method)
+        self.args.append(args)
         return self
 
     def results(self, timeout_s: float) -> list[Report]:
@@ -61,6 +66,91 @@ def test_a_replica_that_dies_in_any_phase_is_waited_for(tmp_path: Path) -> None:
     publish(replicas, tmp_path)
     assert replicas.calls == ["prepare"] * 3 + ["commit"] * 3 + ["state"] * 2
     assert read_current(tmp_path) == NEXT
+
+
+class Obedient:
+    """A handle whose two replicas do what they are told."""
+
+    def __init__(self) -> None:
+        self.serving, self.prepared = "", ""
+
+    def broadcast(self, method: str, *args: Any) -> Obedient:
+        if method == "prepare":
+            self.prepared = Served.from_json(args[0]).digest
+        if method == "commit":
+            assert args == (self.prepared,)
+            self.serving = self.prepared
+        return self
+
+    def results(self, timeout_s: float) -> list[Report]:
+        return [Report(f"r{n}", n, self.serving, self.prepared) for n in (1, 2)]
+
+
+def test_a_candidate_is_shadowed_tried_promoted_and_rolled_back(tmp_path: Path) -> None:
+    handle: Any = Obedient()
+    where = (2, tmp_path)
+    with pytest.raises(LsatError, match="nothing was published"):
+        serving.shadow(handle, MODEL, *where)
+    first, other = Model("short-term", 2, "single", ("b" * 64,), (1.0,)), Model("long-term", 2, "frozen")
+    serving.publish(handle, [other, first], 2, *where)
+    with pytest.raises(LsatError, match="no model is on trial"):
+        serving.canary(handle, 0.1, *where)
+    serving.shadow(handle, MODEL, *where)
+    assert read_current(tmp_path) == Served(2, (other, first), MODEL)
+    serving.canary(handle, 0.25, *where)
+    tried = read_current(tmp_path)
+    assert tried is not None and tried.share == 0.25
+    users = [f"user {i}" for i in range(4000)]
+    share = [tried.on_trial(u) for u in users]
+    assert 0.22 < sum(share) / len(share) < 0.28
+    assert share == [tried.on_trial(u) for u in users]
+    more = Served(2, (other, first), MODEL, 0.5)
+    assert all(more.on_trial(u) for u, yes in zip(users, share, strict=True) if yes)  # a larger share keeps its users
+    serving.publish(handle, [other, first], 3, *where)  # the trial goes on over a period's end
+    assert read_current(tmp_path) == Served(3, (other, first), MODEL, 0.25)
+    serving.promote(handle, *where)
+    assert read_current(tmp_path) == Served(3, (other, MODEL))
+    serving.publish(handle, [Model("short-term", 4, "frozen")], 4, *where)
+    serving.roll_back(handle, 2, *where)
+    assert read_current(tmp_path) == Served(3, (other, MODEL))
+    assert handle.serving == Served(3, (other, MODEL)).digest
+    assert [s.version for s in serving.past(tmp_path)] == [2, 2, 2, 3, 3, 4, 3]
+    with pytest.raises(LsatError, match=r"nothing of period 9 was served; there are periods 2, 4"):
+        serving.roll_back(handle, 9, *where)
+
+
+class Parts:
+    """A handle for bulk: each call takes the next outcome of its part."""
+
+    def __init__(self, outcomes: dict[int, list[Any]]) -> None:
+        self.outcomes = outcomes
+        self.score_bulk = self
+
+    def remote(self, samples: Any, names: Any, share: tuple[int, int]) -> Any:
+        outcome = self.outcomes[share[0]].pop(0)
+
+        class Response:
+            def result(self, timeout_s: float) -> Bulk:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
+
+        return Response()
+
+
+def part(version: int, *scores: float) -> Bulk:
+    return Bulk(version, {"m": np.array(scores)}, {"m": MODEL})
+
+
+def test_a_part_of_a_bulk_is_done_again_and_versions_are_not_mixed() -> None:
+    nan = float("nan")
+    handle: Any = Parts({0: [part(1, 0.1, nan), part(2, 0.3, nan)], 1: [RayActorError(), part(2, nan, 0.4)]})
+    found = serving.score_bulk(handle, None, ["m"], 2)
+    assert (found.version, found.scores["m"].tolist()) == (2, [0.3, 0.4])
+    assert found.digest == {"m": MODEL.digest}
+    dead: Any = Parts({0: [RayActorError()] * 3})
+    with pytest.raises(LsatError, match="0 of 1 parts are done"):
+        serving.score_bulk(dead, None, ["m"], 1)
 
 
 def test_a_refusal_stops_before_the_commit(tmp_path: Path) -> None:
@@ -108,20 +198,33 @@ def test_names_are_unique_and_carry_the_seed_where_it_differs() -> None:
         Served(1, ())
 
 
-def test_a_taken_port_names_the_key_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*args: Any, **more: Any) -> None:
-        raise ValueError
+def configured(**changes: Any) -> Experiment:
+    return Experiment(serve=ServeConfig(**changes))
 
-    monkeypatch.setattr(serving.ray, "get_actor", absent)
+
+def test_a_taken_port_names_the_key_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(serving.ray, "is_initialized", lambda: False)
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
         with pytest.raises(LsatError, match=rf"serve\.port: 127\.0\.0\.1:{port}.*choose another with --set serve.port"):
-            serving._claim("127.0.0.1", port)
+            serving.check(configured(port=port))
+    serving.check(configured(port=port))
+
+
+def test_an_open_address_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSAT_TEST_OPEN", "secret")
+    for host in ("0.0.0.0", "10.0.0.7", "example.org", "::"):
+        with pytest.raises(LsatError, match=r"serve\.host: .*set serve\.token_env"):
+            serving.check(configured(host=host))
+    for host in ("127.0.0.1", "127.0.0.9", "localhost"):
+        serving.check(configured(host=host, port=18999))
+    serving.check(configured(host="0.0.0.0", port=18999, token_env="LSAT_TEST_OPEN"))
 
 
 def test_a_token_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
     with pytest.raises(LsatError, match=r"serve\.token_env: NO_SUCH_TOKEN is not set"):
-        serving._token("NO_SUCH_TOKEN")
+        serving.check(configured(token_env="NO_SUCH_TOKEN"))

@@ -28,7 +28,8 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.recommender import Model, Recommender
+from lsat_ray.scoring.model import Model
+from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.served import Served, write_current
 
 pytestmark = pytest.mark.ray
@@ -111,7 +112,7 @@ def endpoint(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("serving")
-    serve = ServeConfig(port=PORT, replicas=REPLICAS, token_env="LSAT_TEST_TOKEN", max_batch=16)
+    serve = ServeConfig(port=PORT, replicas=REPLICAS, token_env="LSAT_TEST_TOKEN", deadline_s=20)
     config = tiny_experiment.model_copy(update={"serve": serve})
     backbone = load(config.backbone, tiny_backbone_folder)
     model = AdaptedBackbone(backbone, config.lora)
@@ -135,7 +136,7 @@ def endpoint(
     offline = Recommender(model, store, config.engine.batch_tokens)
     encoder = Encoder(backbone.tokenizer, config.prompt, tiny_periods.titles)
     yield Endpoint(handle, run_dir, store, adapters, samples, tiny_periods.titles, offline, encoder, config)
-    stop()
+    stop(config)
     torch.set_num_threads(threads)
 
 
@@ -183,6 +184,14 @@ def test_bulk_is_bit_equal_and_http_is_equal_to_offline(endpoint: Endpoint, clie
             assert answer["probability"] == pytest.approx(scores[i], abs=1e-6)
             assert answer["digest"] == model.digest
     assert np.ptp([s[0] for s in offline]) > 1e-3  # the models differ, so equality says something
+    from lsat_ray.distributed.serving import score_bulk
+
+    spread = score_bulk(endpoint.handle, ray.put(endpoint.samples), None, 3)
+    assert (spread.version, spread.digest) == (bulk.version, bulk.digest)
+    for name, scores in bulk.scores.items():
+        np.testing.assert_array_equal(spread.scores[name], scores)
+    with pytest.raises(LsatError, match="'nope' is not served"):
+        score_bulk(endpoint.handle, endpoint.samples, ["nope"], 2)
     some = endpoint.handle.score_bulk.remote(endpoint.samples.take(slice(5, 9)), ["single"]).result(timeout_s=60)
     assert list(some.scores) == ["single"]
     np.testing.assert_allclose(some.scores["single"], offline[1][5:9], atol=1e-6)
@@ -222,7 +231,7 @@ def test_short_histories_and_unknown_titles_are_scored(endpoint: Endpoint, clien
         ({"target": ""}, "target", "give at least one"),
         ({"target": "x" * 501}, "target", "shorten it to 500 characters"),
         ({"taget": "x"}, "taget", "did you mean target?"),
-        ({"strategy": "nope"}, "strategy", "served: lsat-en(2)"),
+        ({"model": "nope"}, "model", "served: lsat-en(2)"),
         ({"history": "x"}, "history", "send a list"),
         ({"history": [{"title": "x"}]}, "history.0.liked", "add liked"),
         ({"history": [{"title": "x", "liked": "yes"}]}, "history.0.liked", "true or false"),
@@ -236,7 +245,7 @@ def test_short_histories_and_unknown_titles_are_scored(endpoint: Endpoint, clien
 def test_a_malformed_body_is_one_clear_error(
     endpoint: Endpoint, client: httpx.Client, change: dict[str, Any], field: str, says: str
 ) -> None:
-    if change.get("strategy"):
+    if change.get("model"):
         endpoint.publish(*models_of(endpoint))
     answer = client.post("/score", json=endpoint.question(0) | change)
     assert answer.status_code == 422
@@ -254,8 +263,8 @@ def test_what_is_not_json_or_too_large_is_refused(endpoint: Endpoint, client: ht
         "remedy": "send a JSON object",
     }
     assert client.post("/score").status_code == 422
-    assert client.post("/score", content=b"x" * 1_000_001).status_code == 413
-    assert client.post("/score", content=iter([b"x" * 600_000] * 2)).status_code == 413  # no Content-Length
+    assert client.post("/score", content=b"x" * 4_000_001).status_code == 413
+    assert client.post("/score", content=iter([b"x" * 2_400_000] * 2)).status_code == 413  # no Content-Length
 
 
 def test_the_token_is_asked_for_and_health_is_not_guarded(endpoint: Endpoint) -> None:
@@ -350,16 +359,77 @@ def test_a_killed_replica_comes_back_with_the_current_models(endpoint: Endpoint,
 
 def test_a_replica_that_missed_the_prepare_reads_what_was_committed(endpoint: Endpoint, client: httpx.Client) -> None:
     model = Model("single", 4, "single", (endpoint.adapters[1],), (1.0,))
-    refused = endpoint.handle.broadcast("commit", 1000).results(timeout_s=10)
+    refused = endpoint.handle.broadcast("commit", "0" * 64).results(timeout_s=10)
     assert all("neither prepared here nor published" in r.error for r in refused)
     endpoint.version += 1
-    write_current(endpoint.run_dir, Served(endpoint.version, (model,)))
-    reports = endpoint.handle.broadcast("commit", endpoint.version).results(timeout_s=30)
-    assert {r.serving for r in reports} == {Served(endpoint.version, (model,)).digest}
-    again = endpoint.handle.broadcast("commit", endpoint.version).results(timeout_s=30)
+    served = Served(endpoint.version, (model,))
+    write_current(endpoint.run_dir, served)
+    reports = endpoint.handle.broadcast("commit", served.digest).results(timeout_s=30)
+    assert {r.serving for r in reports} == {served.digest}
+    again = endpoint.handle.broadcast("commit", served.digest).results(timeout_s=30)
     assert [(r.serving, r.error) for r in again] == [(r.serving, None) for r in reports]
     answer = client.post("/score", json=endpoint.question(5)).json()
     assert answer["probability"] == pytest.approx(endpoint.expected(model)[5], abs=1e-6)
+
+
+def test_trials_and_rollback_reach_every_replica(endpoint: Endpoint, client: httpx.Client) -> None:
+    from lsat_ray.distributed import serving
+
+    where = (REPLICAS, endpoint.run_dir)
+    old = Model("single", 21, "single", (endpoint.adapters[0],), (1.0,))
+    new = Model("single", 22, "single", (endpoint.adapters[1],), (1.0,))
+    endpoint.publish(old)
+    serving.shadow(endpoint.handle, new, *where)
+    assert all(client.post("/v1/score", json=endpoint.question(i)).json()["digest"] == old.digest for i in range(4))
+    assert client.get("/v1/models").json()["candidate"]["digest"] == new.digest
+    serving.canary(endpoint.handle, 0.5, *where)
+    current = serving.read_current(endpoint.run_dir)
+    assert current is not None
+    for user in map(str, range(12)):
+        expected = new if current.on_trial(user) else old
+        answer = client.post("/v1/score", json=endpoint.question(3, user=user)).json()
+        assert answer["digest"] == expected.digest
+        assert answer["probability"] == pytest.approx(endpoint.expected(expected)[3], abs=1e-6)
+    serving.promote(endpoint.handle, *where)
+    assert client.post("/v1/score", json=endpoint.question(0)).json()["period"] == 22
+    serving.roll_back(endpoint.handle, 21, *where)
+    assert client.post("/v1/score", json=endpoint.question(0)).json()["digest"] == old.digest
+    text = client.get("/metrics").text
+    assert text.count("# HELP lsat_ray_requests_total") == 1
+    assert text.count("lsat_ray_version{replica=") == REPLICAS
+
+
+def test_two_runs_share_a_cluster_and_each_ends_alone(
+    endpoint: Endpoint, client: httpx.Client, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    from lsat_ray.distributed import serving
+
+    config = endpoint.config.model_copy(
+        update={"name": "second", "serve": endpoint.config.serve.model_copy(update={"replicas": 1})}
+    )
+    serving.start(config, tiny_backbone_folder, endpoint.titles, endpoint.store.root, tmp_path)
+    assert serving.url(config) == f"{URL}/second"
+    assert serving.url(endpoint.config) == URL
+    answer = client.post("/second/v1/score", json=endpoint.question(0)).json()
+    assert answer["model"] == "frozen"
+    assert "/second/docs/static/swagger-ui.css" in client.get("/second/docs").text
+    assert client.get("/second/docs/static/swagger-ui.css").status_code == 200
+    with httpx.Client(base_url=URL) as stranger:
+        assert stranger.get("/second/v1/models").status_code == 401
+    serving.stop(config)
+    assert client.post("/v1/score", json=endpoint.question(0)).status_code == 200
+
+
+def test_a_service_that_cannot_be_placed_is_given_up(
+    endpoint: Endpoint, client: httpx.Client, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    from lsat_ray.distributed import serving
+
+    serve = endpoint.config.serve.model_copy(update={"cpus": 64.0, "start_s": 3.0})
+    config = endpoint.config.model_copy(update={"name": "large", "serve": serve})
+    with pytest.raises(LsatError, match=r"serve\.start_s: .*2 x 64 CPUs.*lower serve\.replicas"):
+        serving.start(config, tiny_backbone_folder, endpoint.titles, endpoint.store.root, tmp_path)
+    assert client.get("/healthz").status_code == 200
 
 
 def test_a_taken_port_names_the_key(endpoint: Endpoint) -> None:

@@ -1,0 +1,86 @@
+"""The client, against the real routes and against an endpoint that has no time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lsat_ray.client import Client
+from lsat_ray.errors import LsatError
+
+SCORE = {"probability": 0.5, "model": "m", "strategy": "m", "period": 1, "digest": "d", "version": 2, "history_used": 0}
+
+
+def scripted(*replies: Any) -> tuple[Client, list[httpx.Request]]:
+    """Return a client whose endpoint gives these replies in turn."""
+    seen: list[httpx.Request] = []
+    left = list(replies)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        reply = left.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    return Client("http://x/run", token="t", transport=httpx.MockTransport(answer)), seen
+
+
+def busy(status: int) -> httpx.Response:
+    return httpx.Response(status, headers={"Retry-After": "0"}, json={"detail": []})
+
+
+def test_busy_answers_and_lost_connections_are_tried_again() -> None:
+    client, seen = scripted(busy(429), busy(503), httpx.Response(200, json=SCORE))
+    assert client.score([("a", True)], "b").probability == 0.5
+    assert [str(r.url) for r in seen] == ["http://x/run/v1/score"] * 3
+    assert seen[0].headers["Authorization"] == "Bearer t"
+
+
+def test_a_refusal_is_not_tried_again_and_keeps_its_words() -> None:
+    detail = [{"field": "target", "problem": "missing", "remedy": "add target"}]
+    client, seen = scripted(httpx.Response(422, json={"detail": detail}))
+    with pytest.raises(LsatError, match="422 target: missing; add target"):
+        client.score([], "b")
+    assert len(seen) == 1
+
+
+def test_it_gives_up_after_its_retries() -> None:
+    client, seen = scripted(*[busy(429)] * 9)
+    with pytest.raises(LsatError, match="429"):
+        client.models()
+    assert len(seen) == 4
+
+
+def test_it_speaks_to_the_real_routes(
+    tiny_experiment: Any, tiny_periods: Any, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    from desks import body_of, desk_for, http
+
+    served = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path)
+
+    def over_asgi(request: httpx.Request) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with http(served.desk) as session:
+                body = request.read()
+                return await session.request(request.method, request.url.path, content=body, headers=request.headers)
+
+        reply = asyncio.run(send())
+        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+
+    history = [(e["title"], e["liked"]) for e in body_of(tiny_periods, 3)["history"]]
+    with Client("http://desk", transport=httpx.MockTransport(over_asgi)) as client:
+        names = [m.model for m in client.models()]
+        assert names == served.desk.served.names
+        titles = tiny_periods.titles[:20]
+        ranking = client.rank(history, titles, top_n=5)
+        assert len(ranking.places) == 5 and ranking.history_used == 10
+        best = ranking.places[0]
+        assert titles[best.index] == best.title
+        assert client.score(history, best.title).probability == pytest.approx(best.score, abs=1e-6)
+        many = client.score_many([(history, titles[i]) for i in range(3)], model="single")
+        assert [s.model for s in many] == ["single"] * 3

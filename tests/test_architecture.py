@@ -21,6 +21,7 @@ ROOMS = [
     "adapters",
     "scoring",
     "training",
+    "generative",
     "baselines",
     "strategies",
     "report",

@@ -111,13 +111,13 @@ class GenerativeModel(AdaptedBackbone):
     def reset(self, seed: int) -> None:
         """Initialise the training slot, and give the codes the backbone's rows."""
         super().reset(seed)
-        self._set_rows({})
+        self.set_rows({})
 
     def wear(self, adapter: Adapter) -> None:
         """Put on an adapter; where it has no rows of the codes they are the backbone's."""
         lora, rows = parted(adapter)
         super().wear(lora)
-        self._set_rows(rows)
+        self.set_rows(rows)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the logits of every class at each answer, float32 [N, M * size]."""
@@ -127,7 +127,8 @@ class GenerativeModel(AdaptedBackbone):
         """Return the logits of every class, float32, for last hidden states [..., H]."""
         return hidden.float() @ self.rows["head"].T + self.head_bias  # type: ignore[operator]
 
-    def _set_rows(self, rows: dict[str, torch.Tensor]) -> None:
+    def set_rows(self, rows: dict[str, torch.Tensor]) -> None:
+        """Copy rows of the codes in; those that are not given are the backbone's."""
         with torch.no_grad():
             for name, parameter in self.code_rows().items():
                 parameter.copy_(rows.get(name, self._start[name]))

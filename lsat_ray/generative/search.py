@@ -122,7 +122,7 @@ class _Walk:
         causal = torch.ones(width, width, dtype=torch.bool, device=self.tokens.device).tril()
         position = torch.arange(width, device=self.tokens.device).expand_as(self.tokens)
         hidden = self._run(self.tokens, position, causal[None].expand(len(self.tokens), -1, -1))
-        return self._logp(hidden[torch.arange(len(hidden)), self.length - 1][:, None])
+        return self._logp(hidden[torch.arange(len(hidden), device=hidden.device), self.length - 1][:, None])
 
     def go(self, code: torch.Tensor, parent: torch.Tensor, level: int) -> torch.Tensor:
         """Grow beams by a code; return the log-probabilities of the next, [B, W, C].

@@ -358,6 +358,27 @@ class StudyConfig(Node):
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""
 
 
+class GenerativeConfig(Node):
+    """The second task: the next item as semantic IDs, on published blocks (methods.md 5)."""
+
+    split: Literal["leave-two-out", "next-period"] = "leave-two-out"
+    """Test on a user's last event of the block itself (PESO), or on every event of the next block (LSAT)."""
+    history: int = Field(20, ge=1)
+    """Most items before a target."""
+    temperature: float = Field(0.8, gt=0)
+    """The loss divides the logits by it."""
+    train_codes: bool = True
+    """Whether the codes' rows of embedding and head are trained with the adapter, as in the paper."""
+    later_lr: float | None = Field(None, gt=0)
+    """Learning rate of what starts from an earlier adapter or trains on a later block alone (null: `recipe.lr`)."""
+    beams: int = Field(10, ge=10)
+    """Beams of the constrained search."""
+    collisions: Literal["code", "item"] = "code"
+    """Whether items that share their codes count as one candidate (as published) or as several."""
+    reference: str = "single-evolving"
+    """Strategy that the others are compared with."""
+
+
 DEFAULT_STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
 
 
@@ -382,6 +403,7 @@ class Experiment(Node):
     serve: ServeConfig = ServeConfig()
     replay: ReplayConfig = ReplayConfig()
     study: StudyConfig = StudyConfig()
+    generative: GenerativeConfig = GenerativeConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

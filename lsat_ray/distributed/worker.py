@@ -102,8 +102,8 @@ class Worker:
         return DeepSpeedEngine(stage)
 
     def _tell(self, line: str) -> None:
-        """Print that a training goes on where it was interrupted; the rest of its progress stays in its facts."""
-        if self.rank == 0 and line.startswith("resumed"):
+        """Print whether an interrupted training is resumed; the rest of its progress stays in its facts."""
+        if self.rank == 0 and line.startswith(("resumed", "not resumed")):
             print(f"training: {line}", flush=True)  # noqa: T201 - Ray shows it on the driver
 
     def _fit(self, task: Fit) -> dict[str, Any]:

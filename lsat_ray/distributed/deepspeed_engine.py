@@ -51,7 +51,7 @@ class DeepSpeedEngine:
 
         Raises:
             LsatError: when frozen adapters are worn beside it under ZeRO-3, whose tracing of modules then fails or not
-                depending on what was trained before (DeepSpeed 0.19.8).
+                depending on what was trained before (seen with DeepSpeed 0.19.8).
         """
         if self.stage == 3 and FROZEN_SLOT in model.peft.peft_config:
             raise LsatError("engine.zero: stage 3 does not carry the cumulative family; use 0, 1 or 2")

@@ -136,8 +136,8 @@ class Worker:
         return {"value": None, "seconds": {"encode": read, **fitted.seconds}, "targets": fitted.targets}
 
     def _tell(self, line: str) -> None:
-        """Say that a training goes on where it was interrupted; the rest of its progress stays in its facts."""
-        if self.engine.rank == 0 and line.startswith("resumed"):
+        """Say whether an interrupted training is resumed; the rest of its progress stays in its facts."""
+        if self.engine.rank == 0 and line.startswith(("resumed", "not resumed")):
             self._say(f"training: {line}")
 
     def _fit_classical(self, spec: ClassicalSpec) -> dict[str, Any]:

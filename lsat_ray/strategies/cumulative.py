@@ -1,4 +1,4 @@
-"""Adapters that are added up: what earlier periods learned stays, frozen, under what the newest learns."""
+"""The cumulative family: the adapters of earlier periods stay, frozen, and are added to the newest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lsat_ray.strategies.base import Plan, Setting, first_adapter
 class Cumulative:
     """Train on T_t + V_{t-1} beside the frozen adapters of earlier periods (methods.md 5, baselines).
 
-    Link t is the whole sum, so a plan is a single adapter; its rank grows by r a period (2 r with `latest`). Link 1
-    is full retraining on T_1.
+    Link t is the whole sum, so a plan is a single adapter; its rank grows by r per period (with `latest` it is 2 r).
+    Link 1 is full retraining on T_1; every later link starts from an A of its own (`AdapterSpec.start_seed`).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Half-fitted adapters on disk: complete or absent, verified when read, as safetensors and JSON."""
+"""States of unfinished fits on disk: complete or absent, verified when read, as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Checkpointer:
     """Saves the state of a fit every so many steps, under the digest of the adapter's spec."""
 
     def __init__(self, root: Path, every: int, keep: int = 2) -> None:
-        """Take a folder of its own.
+        """Say where states go, and how often.
 
         Args:
-            root: where the folders of the fits stand.
+            root: parent of the fits' folders.
             every: steps between two states.
-            keep: newest states that are kept of a fit.
+            keep: states that are kept per fit, the newest.
         """
         self.root = Path(root)
         self.every = every
@@ -40,7 +40,7 @@ class Checkpointer:
 
         Args:
             digest: of the adapter's spec.
-            step: optimizer steps so far; names the state.
+            step: optimizer steps so far; part of the state's name.
             tensors: CPU tensors by name.
             facts: JSON-ready values.
         """
@@ -73,7 +73,7 @@ class Checkpointer:
         return None
 
     def clear(self, digest: str) -> None:
-        """Drop all states of a fit, once its adapter is published."""
+        """Delete all states of a fit, once its adapter is published."""
         shutil.rmtree(self.root / digest, ignore_errors=True)
 
     def _states(self, digest: str) -> list[Path]:

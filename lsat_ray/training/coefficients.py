@@ -25,17 +25,17 @@ def fit_coefficients(
 ) -> tuple[float, ...]:
     """Fit the weights of the merge `learned-delta`; everything else stays frozen.
 
-    Minimises the mean cross-entropy over {No, Yes} on the rows plus `pull * mean((w - 1/N)^2)` by Adam on the whole
-    of the rows, from 1/N everywhere; no randomness is involved.
+    Minimises the mean cross-entropy over {No, Yes} on the rows plus `pull * mean((w - 1/N)^2)` by Adam, from 1/N
+    everywhere; every step sees all rows, so that nothing is random.
 
     Args:
-        model: the backbone; its slots are worn and left worn.
+        model: the backbone; its active slot is replaced.
         adapters: N of them.
         rows: encoded V_t, or the next seen period for SML.
-        pull: strength of the pull to the uniform average; a few hundred weights on a thousand rows need one.
-        steps: optimizer steps, each a pass over the rows forward and back.
-        lr: of Adam; a weight moves by at most about `lr` a step.
-        batch_tokens: most padded tokens in a pass.
+        pull: strength of the pull to the uniform average; without one, a few hundred weights over-fit a thousand rows.
+        steps: optimizer steps, each over all rows.
+        lr: of Adam; a weight moves by at most about `lr` per step.
+        batch_tokens: most padded tokens per forward pass.
 
     Returns:
         N * M weights in the order that `learned_delta` reads.

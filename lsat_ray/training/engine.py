@@ -1,4 +1,4 @@
-"""Who turns losses into steps: the protocol of engines, and the one of plain torch."""
+"""Engines turn losses into optimizer steps: the protocol, and plain torch in one process or several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lsat_ray.prompts.batch import Batch
 
 
 class Engine(Protocol):
-    """Who turns losses into steps. One instance serves one adapter after another."""
+    """What turns losses into optimizer steps. One instance trains one adapter after another."""
 
     kind: str
     """Name of the engine, with its ZeRO stage."""
@@ -23,7 +23,7 @@ class Engine(Protocol):
     world: int
 
     def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
-        """Make the slot's weights whole on every rank, to be read or written (ZeRO-3 splits them)."""
+        """Gather the training slot's weights on every rank, to be read or written (ZeRO-3 splits them)."""
 
     def begin(self, model: AdaptedBackbone, recipe: Recipe, micro_batches: int) -> None:
         """Take the model's training slot, with a fresh optimizer."""

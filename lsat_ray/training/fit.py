@@ -120,7 +120,7 @@ def fit(
 
 
 class _Fit:
-    """One fit: who takes part, and where it stands."""
+    """One fit: its inputs and its progress."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class _Fit:
             checkpoint.save(self.spec.digest, self.now.step, tensors, facts)
 
     def resume(self) -> dict[str, torch.Tensor]:
-        """Load place and weights of the newest state, if there is one of this engine; return its tensors."""
+        """Load progress and weights of the newest state, if there is one of this engine; return its tensors."""
         found = self.checkpoint.load(self.spec.digest) if self.checkpoint else None
         if found is None:
             return {}
@@ -308,6 +308,6 @@ class _Fit:
         return f"{self.engine.kind}, {self.engine.world} worker(s)"
 
     def say(self, line: str) -> None:
-        """Report progress, where somebody listens."""
+        """Report a line of progress, if a callback was given."""
         if self.tell:
             self.tell(line)

@@ -1,4 +1,4 @@
-"""The cumulative family: earlier adapters stay, frozen, under the one that is trained (methods.md 5, baselines).
+"""The cumulative family: frozen earlier adapters are added to the one that is trained (methods.md 5, baselines).
 
 What is published is the whole sum as one adapter: the earlier parts first, the newly trained part in the last r
 directions, all at the spec's own scale alpha / r. Serving therefore knows nothing of the family, and the next link

@@ -1,4 +1,4 @@
-"""How much memory training takes under each way to share it, and which way is chosen when that is left open."""
+"""Memory that training needs under each ZeRO stage, and the stage that `engine.zero: auto` chooses."""
 
 from __future__ import annotations
 

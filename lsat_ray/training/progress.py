@@ -1,4 +1,4 @@
-"""Where a fit stands: all that decides its further course, and its form on disk."""
+"""The progress of a fit, and its form on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Progress:
     order: np.random.Generator
     """Draws the order of each epoch."""
     micro_batches: int
-    """In force; more than configured after memory ran out."""
+    """Micro-batches per step; more than configured after memory ran out."""
     epoch: int = 0
     drawn: dict[str, Any] = field(default_factory=dict)
     """State of `order` before this epoch was drawn."""
@@ -41,7 +41,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "score": 0.0})
 
     def rewind(self) -> None:
-        """Bring the generator to where this epoch begins, to draw it again."""
+        """Set the generator back to the beginning of this epoch, to draw the epoch again."""
         self.order.bit_generator.state = self.drawn
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -228,7 +228,9 @@ class ClassicalRecipe(Node):
     epochs: int = Field(50, ge=1)
     """Most passes over the rows; enough that patience ends a fit, not this."""
     patience: int = Field(5, ge=1)
-    """Epochs in a row without a better validation AUC after which fitting stops."""
+    """Epochs in a row that validate no better, after which fitting stops."""
+    select: Literal["auc", "loss"] = "auc"
+    """What is compared on V_t: the AUC, or the loss that is fitted."""
 
     side: Literal["none", "period", "online"] = "none"
     """Counts of the stream that a model sees (`features.py`): none, as in the paper; up to the end of the model's own

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from lsat_ray.baselines.features import HISTORY, STREAM, side_of, title_vectors
-from lsat_ray.baselines.spec import ClassicalSpec
+from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
 from lsat_ray.baselines.training import Fitted, State, criterion, patient, training_rows
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples
@@ -45,8 +45,9 @@ def fit_logistic(spec: ClassicalSpec, periods: Periods, initial: State | None) -
     if initial is None:
         best, best_epoch, epochs, stopped_by = _solve(spec, x, y)
     else:
-        old = (initial, criterion(held.label, _apply(initial, valid))) if spec.keep_old else None
-        a_pass = _passes(spec, x, y, initial, valid, held.label)
+        recipe = spec.recipe.model_copy(update={"loss": "bce"})  # these scores are log-odds, whatever the others fit
+        old = (initial, criterion(recipe, held.label, _apply(initial, valid))) if spec.keep_old else None
+        a_pass = _passes(recipe, spec.seed, x, y, initial, valid, held.label)
         best, best_epoch, epochs, stopped_by = patient(spec.recipe, a_pass, old)
     seconds = time.perf_counter() - started
     return Fitted(best, _apply(best, valid), epochs, best_epoch, epochs * len(y), stopped_by, seconds)
@@ -66,7 +67,13 @@ def _solve(spec: ClassicalSpec, x: np.ndarray, y: np.ndarray) -> tuple[State, in
 
 
 def _passes(
-    spec: ClassicalSpec, x: np.ndarray, y: np.ndarray, initial: State, valid: np.ndarray, labels: np.ndarray
+    recipe: ClassicalRecipe,
+    seed: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    initial: State,
+    valid: np.ndarray,
+    labels: np.ndarray,
 ) -> Callable[[int], tuple[State, float]]:
     """Return a function that makes one pass of stochastic gradient descent from where the last one ended."""
     current = initial
@@ -75,18 +82,18 @@ def _passes(
         nonlocal current
         model = SGDClassifier(
             loss="log_loss",
-            alpha=spec.recipe.penalty,
+            alpha=recipe.penalty,
             learning_rate="constant",
-            eta0=spec.recipe.online_lr,
+            eta0=recipe.online_lr,
             max_iter=1,
             tol=None,
-            random_state=spec.seed + epoch,
+            random_state=seed + epoch,
         )
         # Copies: scikit-learn goes on from these arrays in place.
         coefficients, intercept = current["coefficients"].numpy().copy(), current["intercept"].numpy().copy()
         model.fit(x, y, coef_init=coefficients[None], intercept_init=intercept)
         current = _state(model.coef_[0], model.intercept_[0])
-        return current, criterion(labels, _apply(current, valid))
+        return current, criterion(recipe, labels, _apply(current, valid))
 
     return a_pass
 

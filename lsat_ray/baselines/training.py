@@ -87,7 +87,7 @@ def sizes_of(spec: ClassicalSpec, periods: Periods) -> Sizes:
 
 
 def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) -> Fitted:
-    """Fit one torch model; Adam's state starts anew, the pass with the best validation AUC is kept."""
+    """Fit one torch model; Adam's state starts anew, the pass that validates best is kept."""
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -105,9 +105,9 @@ def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) ->
 
         def a_pass(epoch: int) -> tuple[State, float]:
             _epoch(network, optimiser, train, y, spec)
-            return _copy(network), criterion(held.label, predict(network, valid))
+            return _copy(network), criterion(spec.recipe, held.label, predict(network, valid))
 
-        old = (start, criterion(held.label, predict(network, valid))) if spec.keep_old else None
+        old = (start, criterion(spec.recipe, held.label, predict(network, valid))) if spec.keep_old else None
         best, best_epoch, epochs, stopped_by = patient(spec.recipe, a_pass, old)
         network.load_state_dict(best)
         scores = predict(network, valid)
@@ -166,10 +166,14 @@ def _network(spec: ClassicalSpec, periods: Periods) -> tuple[Network, Sizes]:
     return build(spec.model, sizes, spec.recipe, titles), sizes
 
 
-def criterion(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the AUC, or minus the squared error when the rows hold one class."""
-    area = auc(labels, scores)
-    return area if area == area else -float(np.mean((labels - scores) ** 2))
+def criterion(recipe: ClassicalRecipe, labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return what selects a pass, larger is better: the AUC, or minus the recipe's own loss (also with one class)."""
+    area = auc(labels, scores) if recipe.select == "auc" else float("nan")
+    if area == area:
+        return area
+    if recipe.loss == "mse":
+        return -float(np.mean((labels - scores) ** 2))
+    return -float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -scores, scores))))
 
 
 def _copy(network: nn.Module) -> State:

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.spec import ClassicalRecipe
+from lsat_ray.baselines.training import criterion
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 
@@ -160,7 +161,7 @@ def test_a_fresh_fit_leaves_its_start_and_waits_before_it_stops(periods: Any, mo
 @pytest.mark.parametrize("model", classical.MODELS)
 def test_the_old_weights_use_up_no_patience_and_win_a_tie(periods: Any, model: Any) -> None:
     """On validation rows of one kind nothing beats the start: it is kept, after as many passes as without it."""
-    recipe = RECIPE.model_copy(update={"epochs": 5, "patience": 2, "lr": 1e-9, "online_lr": 1e-12})
+    recipe = RECIPE.model_copy(update={"epochs": 5, "patience": 2, "lr": 1e-30, "online_lr": 1e-30})
     plan = rivals.rows(periods.fingerprint, 0, recipe)[f"{model}/fine-tuning"]
     first = classical.fit(plan(1), periods)
     kept = classical.fit(plan(2), periods, first.state)
@@ -174,3 +175,18 @@ def test_a_budget_that_is_used_up_is_said(periods: Any) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 1, "patience": 1})
     fitted = classical.fit(rivals.full_retraining("mf", periods.fingerprint, 1, 0, recipe), periods)
     assert fitted.stopped_by == "budget" and fitted.epochs == 1
+
+
+def test_passes_are_selected_by_the_loss_or_by_the_auc() -> None:
+    label = np.array([0, 1, 1, 0])
+    sharp, blunt = np.array([-5.0, 9.0, 6.0, 5.0]), np.array([0.4, 0.6, 0.45, 0.5])
+    for loss in ("mse", "bce"):
+        by_loss, by_auc = (ClassicalRecipe(loss=loss, select=select) for select in ("loss", "auc"))
+        assert criterion(by_auc, label, sharp) > criterion(by_auc, label, blunt)
+        assert criterion(by_loss, label, sharp) < criterion(by_loss, label, blunt)
+    assert criterion(ClassicalRecipe(select="loss"), label, blunt) == pytest.approx(-np.mean((label - blunt) ** 2))
+    likely = 1 / (1 + np.exp(-blunt))
+    expected = np.mean(np.log(np.where(label == 1, likely, 1 - likely)))
+    assert criterion(ClassicalRecipe(loss="bce", select="loss"), label, blunt) == pytest.approx(expected)
+    one_class = criterion(ClassicalRecipe(select="auc"), np.ones(4), blunt)
+    assert one_class == pytest.approx(-np.mean((1 - blunt) ** 2))

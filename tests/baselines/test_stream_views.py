@@ -10,6 +10,7 @@ import rivals
 
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.features import _CACHE, side_table
+from lsat_ray.config import ClassicalRecipe
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.stream import Stream
 
@@ -37,7 +38,7 @@ def test_side_features_of_known_rows_do_not_depend_on_which_view_came_first(tiny
     ["mf+side/fine-tuning", "sasrec/full-retraining", "logistic+side/fine-tuning", "mf+side@period/full-retraining"],
 )
 def test_fit_and_score_through_views(tiny_periods: Periods, name: str) -> None:
-    plan, stream = rivals.rows(tiny_periods.fingerprint, 0)[name], stream_of(tiny_periods)
+    plan, stream = rivals.rows(tiny_periods.fingerprint, 0, ClassicalRecipe(epochs=2))[name], stream_of(tiny_periods)
 
     def scores(view: Callable[[int], Periods]) -> list[np.ndarray]:
         _CACHE.clear()

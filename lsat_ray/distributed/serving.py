@@ -182,11 +182,16 @@ def application(args: dict[str, str]) -> Any:
     Args:
         args: `run_dir`, with `config.resolved.yaml`, `current.json` and `adapters/`; `backbone`, a model folder, when
             it is not the config's `backbone.path`; `token_env`, when it is not the config's `serve.token_env`.
+
+    Raises:
+        LsatError: when no token is asked for: the address is the Serve config's, and seldom loopback.
     """
     run_dir = Path(args["run_dir"])
     config = load(run_dir / "config.resolved.yaml")
     if "token_env" in args:
         config = config.model_copy(update={"serve": config.serve.model_copy(update={"token_env": args["token_env"]})})
+    if config.serve.token_env is None:
+        raise LsatError("serve.token_env: no token is asked for; add `token_env: LSAT_RAY_TOKEN` to the args")
     folder = Path(args["backbone"]) if "backbone" in args else locate(config.backbone)
     return _bind(config, folder, (), run_dir / "adapters", run_dir)
 

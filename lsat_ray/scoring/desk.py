@@ -235,7 +235,8 @@ class Desk:
             try:
                 found = [self._choose(served, ask, i) for i, ask in enumerate(job.asks)]
             except Refused as refusal:  # a swap took its model away
-                job.future.set_exception(refusal)
+                if not job.future.done():
+                    job.future.set_exception(refusal)
                 continue
             for i, (name, model) in enumerate(found):
                 chosen[model.digest] = (name, model)

@@ -228,3 +228,9 @@ def test_a_token_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
     with pytest.raises(LsatError, match=r"serve\.token_env: NO_SUCH_TOKEN is not set"):
         serving.check(configured(token_env="NO_SUCH_TOKEN"))
+
+
+def test_a_service_file_without_a_token_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.resolved.yaml").write_text(configured().to_yaml())
+    with pytest.raises(LsatError, match=r"serve\.token_env: no token is asked for"):
+        serving.application({"run_dir": str(tmp_path), "backbone": "somewhere"})

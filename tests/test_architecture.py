@@ -26,6 +26,7 @@ ROOMS = [
     "report",
     "runs",
     "distributed",
+    "cli",
 ]
 """Imports point from later rooms to earlier ones."""
 

@@ -98,7 +98,7 @@ def build(
         samples = samples.take(slice(max(0, len(samples) - config.rows), None))
     if len(samples) == 0:
         raise LsatError("backbone.nano: no samples before the first period; lower data.keep_last")
-    tokenizer = build_tokenizer(_texts(periods.titles, samples, prompt.item_word), config.vocabulary)
+    tokenizer = build_tokenizer(texts(periods.titles, samples, prompt.item_word), config.vocabulary)
     model = build_model(config, tokenizer)
     encoded = Encoder(tokenizer, prompt, periods.titles)(samples)
     before = torch.get_num_threads()
@@ -159,7 +159,8 @@ def _next_token(hidden: torch.Tensor, tokens: torch.Tensor, head: Any, pad: int)
     return functional.cross_entropy(logits.float(), after[chosen[:, 0], chosen[:, 1]])
 
 
-def _texts(titles: tuple[str, ...], samples: Samples, word: str) -> list[str]:
+def texts(titles: tuple[str, ...], samples: Samples, word: str) -> list[str]:
+    """Return up to 2,000 prompts with their answers, evenly spread: what the tokenizer learns from."""
     clean = [sanitise(t) for t in titles]
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), 2000)).astype(int)
     return [

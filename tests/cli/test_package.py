@@ -80,7 +80,7 @@ def test_every_dependency_is_pinned_to_a_version_that_the_project_allows() -> No
 
 def test_there_is_one_version() -> None:
     assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
-    places = [p for p in ROOT.glob("*.toml")] + [ROOT / "CITATION.cff", ROOT / "CHANGELOG.md"]
+    places = [*ROOT.glob("*.toml"), ROOT / "CITATION.cff", ROOT / "CHANGELOG.md"]
     for place in places:
         if place.is_file() and (found := re.search(r'^version: *"?([\d.]+)', place.read_text(), re.MULTILINE)):
             assert found.group(1) == lsat_ray.__version__, place

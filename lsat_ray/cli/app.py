@@ -164,9 +164,9 @@ def fetch(
 ) -> None:
     """Download a public log from its owner, after its licence has been shown, and check what came."""
     with one_clear_error():
-        from lsat_ray.data import download
+        from lsat_ray.cli import bridge
 
-        say(f"unpacked in {download.fetch(log, to)}")
+        say(f"unpacked in {bridge.fetch(log, to)}")
 
 
 def command(function: Callable[..., None]) -> typer.Typer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Summary:
     """What was read."""
 
     periods: Periods
+
+    warnings: tuple[str, ...] = ()
 
     def line(self) -> str:
         """Return users, items, samples, like share, dates and warm-up rows as one line."""
@@ -76,38 +79,58 @@ def finished(config: Experiment, runs_dir: Path) -> Path | None:
 
 @contextmanager
 def backend(config: Experiment) -> Iterator[Any]:
-    """Open the configured backend; Ray is imported only when it is asked for."""
+    """Give the configured backend; Ray is imported only when it is asked for."""
     if getattr(config.engine, "backend", "ray") == "local":
-        module = importlib.import_module("lsat_ray.runs.local")
-        with module.LocalBackend(config) as local:
-            yield local
-    elif rim := _new("distributed.backend"):
-        with rim.RayBackend(config) as ray_backend:
-            yield ray_backend
+        yield from _entered(importlib.import_module("lsat_ray.runs.local").LocalBackend(config))
+        return
+    from lsat_ray.distributed.cluster import connect, disconnect, settle
+
+    settle()
+    if rim := _new("distributed.backend"):
+        yield from _entered(rim.RayBackend(config))
+        return
+    here = connect()
+    try:
+        yield None
+    finally:
+        if here and not config.serve.keep:
+            disconnect()
+
+
+def _entered(made: Any) -> Iterator[Any]:
+    """Give a backend, entered where it is a context manager."""
+    if hasattr(made, "__enter__"):
+        with made as entered:
+            yield entered
     else:
-        from lsat_ray.distributed.cluster import connect, disconnect
-
-        here = connect()
-        try:
-            yield None
-        finally:
-            if here and not config.serve.keep:
-                disconnect()
+        yield made
 
 
-def replay(config: Experiment, runs_dir: Path, opened: Any, say: Any) -> Path:
+def replay(config: Experiment, runs_dir: Path, opened: Any, say: Any, checked: Any = None) -> Path:
     """Replay over a backend."""
     if module := _new("runs.replay"):
-        return Path(module.replay(config, runs_dir, opened, say))
+        return _call(module.replay, config, runs_dir, opened, say, checked)
     from lsat_ray.distributed.controller import Replay
 
     return Replay(config, runs_dir, say).run()
 
 
-def study(config: Experiment, runs_dir: Path, opened: Any, say: Any) -> Path:
+def study(config: Experiment, runs_dir: Path, opened: Any, say: Any, checked: Any = None) -> Path:
     """Run a study over a backend."""
     if module := _new("runs.study"):
-        return Path(module.study(config, runs_dir, opened, say))
+        return _call(module.study, config, runs_dir, opened, say, checked)
     from lsat_ray.distributed.study import Study
 
     return Study(config, runs_dir, say).run()
+
+
+def fetch(log: str, folder: Path) -> Path:
+    """Download a public log."""
+    module = _new("data.fetch") or importlib.import_module("lsat_ray.data.download")
+    return Path(module.fetch(log, folder))
+
+
+def _call(run: Any, config: Experiment, runs_dir: Path, opened: Any, say: Any, checked: Any) -> Path:
+    """Hand over what was checked where the pipeline takes it, so that the log is read once."""
+    takes = "checked" in inspect.signature(run).parameters
+    return Path(run(config, runs_dir, opened, say, *([checked] if takes else [])))

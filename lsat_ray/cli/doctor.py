@@ -210,7 +210,9 @@ def log(checked: Any) -> Iterator[Finding]:
     yield Finding("ok", "log", str(checked.summary.line()))
     dropped = getattr(checked.summary, "dropped", 0)
     text = f"{dropped} rows of the log dropped"
-    yield Finding("warn" if dropped else "ok", "log", text, "`validate` names them" if dropped else "")
+    yield Finding("warn" if dropped else "ok", "log", text)
+    for warning in checked.summary.warnings:
+        yield Finding("warn", "log", warning)
     periods = checked.periods
     shares = [float(periods.rows(t).label.mean()) for t in range(1, periods.count + 1)]
     one_class = [t for t, share in enumerate(shares, start=1) if share in (0.0, 1.0)]

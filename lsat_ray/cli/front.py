@@ -67,9 +67,7 @@ def validate(source: Source = None, say: Say = print) -> str:
     from lsat_ray.cli import bridge
 
     load_plugins()
-    line = str(bridge.check(_experiment(source)).summary.line())
-    say(line)
-    return line
+    return _told(bridge.check(_experiment(source)), say)
 
 
 def replay(source: Source = None, runs_dir: str | Path | None = None, say: Say = print) -> Path:
@@ -136,12 +134,14 @@ def sweep(
     }
     done = _finished(experiments, folder)
     if todo := {label: e for label, e in experiments.items() if label not in done}:
+        checked = {label: bridge.check(experiment) for label, experiment in todo.items()}
         for label, experiment in todo.items():
-            say(f"{label}: {bridge.check(experiment).summary.line()}")
+            _told(checked[label], partial(_labelled, say, label))
             _placeable(experiment, endpoint=False)
         for label, experiment in todo.items():
+            told = partial(_labelled, say, label)
             with open_backend(experiment) as backend:
-                done[label] = bridge.study(experiment, folder, backend, partial(_labelled, say, label))
+                done[label] = bridge.study(experiment, folder, backend, told, checked[label])
     table = tables.table(
         {steps[label][0]: RunFolder(done[label]) for label in steps}, list(against or ["full-retraining"])
     )
@@ -193,10 +193,20 @@ def _run(run: Callable[..., Path], config: Experiment, folder: Path, say: Say, e
         return done
     say(f"reading the log ({config.data.format})")
     load_plugins()
-    say(bridge.check(config).summary.line())
+    checked = bridge.check(config)
+    _told(checked, say)
     _placeable(config, endpoint)
     with open_backend(config) as backend:
-        return run(config, folder, backend, say)
+        return run(config, folder, backend, say, checked)
+
+
+def _told(checked: Any, say: Say) -> str:
+    """Say what was read and what looks wrong in it; return the first line."""
+    line = str(checked.summary.line())
+    say(line)
+    for warning in checked.summary.warnings:
+        say(f"warning: {warning}")
+    return line
 
 
 def _experiment(source: Source) -> Experiment:

@@ -52,8 +52,9 @@ def _import(module: str) -> None:
     known = sys.modules.get(path.stem)
     if known is not None and known.__file__ == str(path):
         return
-    if known is not None or importlib.util.find_spec(path.stem) is not None:
-        raise LsatError(f"a module `{path.stem}` exists already; rename the file")
+    other = importlib.util.find_spec(path.stem)
+    if other is not None and other.origin != str(path):
+        raise LsatError(f"a module `{path.stem}` exists already ({other.origin}); rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise LsatError("no such file")

@@ -186,12 +186,12 @@ def parse(vary: Sequence[str]) -> tuple[str, Steps]:
 
 def _run(run: Callable[..., Path], config: Experiment, folder: Path, say: Say, endpoint: bool) -> Path:
     """Check, open the backend and run, unless the run has ended already."""
+    say(f"run {config.name} in {folder / config.name}")  # what follows imports torch
     from lsat_ray.cli import bridge
 
     if done := bridge.finished(config, folder):
-        say(f"{done}: nothing left to do")
+        say("nothing left to do")
         return done
-    say(f"reading the log ({config.data.format})")
     load_plugins()
     checked = bridge.check(config)
     _told(checked, say)

@@ -57,17 +57,15 @@ def check(config: Experiment) -> Any:
     """Read the log and cut it; nothing is written."""
     if module := _new("runs.check"):
         return module.check(config)
-    from lsat_ray import data
-    from lsat_ray.backbone.load import locate
-    from lsat_ray.baselines import classical
-    from lsat_ray.data.periods import cut
-    from lsat_ray.strategies import Setting, make
-
-    periods = cut(data.load(config.data, config.periods), config.data, config.periods)
-    llm = tuple(n for n in config.strategies if n != "bookgpt" and n not in classical.rows("", 0))
-    make(Setting("", "", config.model_copy(update={"strategies": llm}), 0))
+    data, periods_of, strategies = (
+        importlib.import_module(f"lsat_ray.{m}") for m in ("data", "data.periods", "strategies")
+    )
+    rivals = importlib.import_module("lsat_ray.baselines.classical").rows("", 0)
+    periods = periods_of.cut(data.load(config.data, config.periods), config.data, config.periods)
+    llm = tuple(n for n in config.strategies if n != "bookgpt" and n not in rivals)
+    strategies.make(strategies.Setting("", "", config.model_copy(update={"strategies": llm}), 0))
     if config.backbone.path != "nano":
-        locate(config.backbone)
+        importlib.import_module("lsat_ray.backbone.load").locate(config.backbone)
     return Checked(periods, Summary(periods))
 
 
@@ -110,18 +108,14 @@ def replay(config: Experiment, runs_dir: Path, opened: Any, say: Any, checked: A
     """Replay over a backend."""
     if module := _new("runs.replay"):
         return _call(module.replay, config, runs_dir, opened, say, checked)
-    from lsat_ray.distributed.controller import Replay
-
-    return Replay(config, runs_dir, say).run()
+    return importlib.import_module("lsat_ray.distributed.controller").Replay(config, runs_dir, say).run()  # type: ignore[no-any-return]
 
 
 def study(config: Experiment, runs_dir: Path, opened: Any, say: Any, checked: Any = None) -> Path:
     """Run a study over a backend."""
     if module := _new("runs.study"):
         return _call(module.study, config, runs_dir, opened, say, checked)
-    from lsat_ray.distributed.study import Study
-
-    return Study(config, runs_dir, say).run()
+    return importlib.import_module("lsat_ray.distributed.study").Study(config, runs_dir, say).run()  # type: ignore[no-any-return]
 
 
 def fetch(log: str, folder: Path) -> Path:

@@ -10,8 +10,12 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint reported within one poll of a crash is lost
     "RAY_DEDUP_LOGS": "1",
-    # What the raylet says of calls that were waiting for Serve when Serve was ended, as it is after every run.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": r"Task ServeController\.\w+ failed\. .* was killed by `ray\.kill`",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(
+        (
+            r"Task ServeController\.\w+ failed\. .* was killed by `ray\.kill`",  # whenever Serve is ended
+            r"PYTHON worker processes have been started on node",  # actors that ask for little CPU, as ours do
+        )
+    ),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

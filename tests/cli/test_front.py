@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,17 @@ with one_clear_error(): raise LsatError({path!r})
 """],
         capture_output=True, text=True, cwd=ROOT, timeout=60,
     ).stdout  # fmt: skip
+
+
+def test_what_ray_says_in_every_run_is_kept_out_and_nothing_else() -> None:
+    from lsat_ray.distributed.cluster import SETTINGS
+
+    skipped = re.compile(SETTINGS["RAY_DEDUP_LOGS_SKIP_REGEX"])
+    usual = [
+        "Task ServeController.listen_for_change failed. There are infinite retries remaining, so the task will be "
+        "retried. Error: The actor is dead because it was killed by `ray.kill`.",
+        "WARNING: 8 PYTHON worker processes have been started on node: 42 with address: 127.0.0.1, which is 4x",
+    ]
+    assert all(skipped.search(line) for line in usual)
+    for line in ("Task ServeController.deploy failed: out of memory", "A worker died: SIGKILL", "Task trial failed"):
+        assert not skipped.search(line)

@@ -87,6 +87,15 @@ def test_there_is_one_version() -> None:
     assert f"## {lsat_ray.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_no_module_is_ignored_and_so_left_out_of_the_wheel() -> None:
+    """What builds the wheel leaves out what .gitignore names, tracked or not."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    modules = [str(p.relative_to(ROOT)) for p in (ROOT / "lsat_ray").rglob("*.py")]
+    words = ["git", "check-ignore", "--no-index", *modules]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == ""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_wheel_in_an_empty_environment_has_the_command(tmp_path: Path) -> None:
@@ -95,7 +104,9 @@ def test_a_wheel_in_an_empty_environment_has_the_command(tmp_path: Path) -> None
     subprocess.run(build, check=True, timeout=300)
     (wheel,) = tmp_path.glob("lsat_ray-*.whl")
     assert lsat_ray.__version__ in wheel.name
-    assert "lsat_ray/py.typed" in zipfile.ZipFile(wheel).namelist()
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "lsat_ray").rglob("*.py")} <= packed
+    assert "lsat_ray/py.typed" in packed
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True, timeout=120)
     python = tmp_path / "env" / "bin" / "python"
     constraints = ["--constraint", str(ROOT / "constraints.txt")]

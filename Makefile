@@ -2,17 +2,22 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMP  := $(VENV)/.installed
+TORCH  := $(shell grep '^torch==' constraints.txt)
 SHELL  := /bin/bash
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: replay test test-core test-ray test-slow lint install clean
+.PHONY: help replay test test-core test-ray test-slow chaos lint format install clean
+
+help:                       ## say what can be made
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
 
 replay: $(STAMP)            ## replay the embedded synthetic stream with every strategy
-	$(BIN)/python jobs/stream_replay.py --config jobs/configs/synthetic.yaml
+	$(BIN)/lsat-ray replay --config jobs/configs/synthetic.yaml
 
-test: $(STAMP) lint         ## lint, types and the test suite without the long ones, in two halves side by side
+test: $(STAMP) lint         ## lint, types and the tests without the long ones, in two halves side by side
 	$(MAKE) --no-print-directory -j2 test-core test-ray
 
 test-core: $(STAMP)         ## what computes; it gives way to the half that waits for Ray
@@ -24,18 +29,34 @@ test-ray: $(STAMP)          ## what runs on a Ray cluster
 test-slow: $(STAMP)         ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-lint: $(STAMP)
+chaos: $(STAMP)             ## 200 seeded faults, each compared with the undisturbed run
+	$(BIN)/python -m tests.chaos --points 200 --seed 0 --json benchmarks/results/chaos.json
+
+lint: $(STAMP)              ## style, format and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: $(STAMP)
+format: $(STAMP)            ## put style and format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-# torch first: with a CPU wheel at hand (pip's find-links) pip takes it, and nothing later replaces it.
+install: $(STAMP)           ## the environment alone
+
+# torch comes first, and nothing later replaces it. A wheel at hand (pip's find-links) wins; else uv takes the build that
+# fits this machine, the CPU's where there is no GPU; else pip takes what its index has.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@if $(PIP) install --quiet --no-index --no-deps $(TORCH) 2>/dev/null; then \
+	    echo "$(TORCH): the wheel at hand"; \
+	elif $(PIP) install --quiet uv && \
+	    $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend=auto $(TORCH); then \
+	    echo "$(TORCH): the build for this machine, chosen by uv"; \
+	else \
+	    echo "$(TORCH): what pip finds"; $(PIP) install --quiet --constraint constraints.txt $(TORCH); \
+	fi
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+clean:                      ## remove the environment and the caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -87,7 +87,7 @@ def prepare(root: Path, port: int, replicas: int) -> Bench:
     """Build backbone and adapters, and score the questions offline."""
     config = load_config(None, [*SETTINGS, f"serve.port={port}", f"serve.replicas={replicas}"])
     data = config.data
-    log = synthetic.generate(data.synthetic, config.periods.number, data.keep_last or 0, data.history)
+    log = synthetic.generate(data.synthetic, data.keep_last or 0, data.history)
     periods = cut(log, data, config.periods)
     folder = nano.build(periods, config.backbone.nano, config.prompt, root)
     backbone = load(config.backbone, folder)

@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> Ground:
     periods = cut(data.load(source), source, cuts)
     samples = periods.samples.take(slice(periods.borders[0], None))
     vocabulary = shape["vocabulary"]
-    texts = nano._texts(periods.titles, samples, "movie")
+    texts = nano.texts(periods.titles, samples, "movie")
     tokenizer = nano.build_tokenizer(texts, min(vocabulary, 8000))
     device = torch.device(options.device)
     model = AdaptedBackbone(wrap(_random_llama(shape, device), tokenizer, "random"), LoraSettings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -315,7 +316,7 @@ class ServeConfig(Node):
     replicas: int = Field(1, ge=1)
     """Copies of the model."""
     gpus: float = Field(0, ge=0)
-    """GPUs a replica."""
+    """GPUs per replica; unset, it follows `engine.gpus`."""
     cpus: float = Field(0.25, ge=0)
     """Logical CPUs a replica asks Ray for; small, so that the whole loop fits a laptop."""
     threads: int = Field(1, ge=1)
@@ -419,6 +420,12 @@ class Experiment(Node):
             )
         return self
 
+    @model_validator(mode="after")
+    def _serve_gpus_follow(self) -> Experiment:
+        if "gpus" not in self.serve.model_fields_set and self.serve.gpus != self.engine.gpus:
+            object.__setattr__(self, "serve", self.serve.model_copy(update={"gpus": self.engine.gpus}))
+        return self
+
     @property
     def first_test(self) -> int:
         """First period (1-based) that is tested on."""
@@ -460,7 +467,19 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), n
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise LsatError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        lines = [f"{_source(e, source, overrides)}: {_explain(e)}" for e in error.errors()]
+        raise LsatError("; ".join(lines)) from error
+
+
+def _source(error: Any, source: str, overrides: Sequence[str]) -> str:
+    """Return `--set key=value` where an override is at fault, else the file."""
+    place = ".".join(map(str, error["loc"]))
+    for override in reversed(overrides):
+        key = override.partition("=")[0].strip()
+        related = f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
+        if related if place else key in error["msg"]:
+            return f"--set {override}"
+    return source
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -80,6 +80,12 @@ def build_model(config: NanoConfig, tokenizer: Any) -> Any:
     return LlamaForCausalLM(shape)
 
 
+def place(periods: Periods, config: NanoConfig, prompt: PromptConfig, root: Path) -> Path:
+    """Return the folder that `build` builds in: its name is the SHA-256 of data, shape and prompt."""
+    key = json.dumps([FORMAT, periods.fingerprint, config.model_dump(), prompt.model_dump()], sort_keys=True)
+    return Path(root) / f"nano-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
 def build(
     periods: Periods,
     config: NanoConfig,
@@ -90,8 +96,7 @@ def build(
 ) -> Path:
     """Build the nano backbone, or find it built, and return its folder under `root`.
 
-    Tokenizer and weights come from the warm-up samples only: nothing of D_1..D_T is seen. The folder's name is the
-    SHA-256 of data, shape and prompt.
+    Tokenizer and weights come from the warm-up samples only: nothing of D_1..D_T is seen.
 
     Args:
         periods: the cut log; its warm-up is the training data.
@@ -104,8 +109,7 @@ def build(
     Raises:
         LsatError: when there are no samples before the first period.
     """
-    key = json.dumps([FORMAT, periods.fingerprint, config.model_dump(), prompt.model_dump()], sort_keys=True)
-    final = Path(root) / f"nano-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    final = place(periods, config, prompt, root)
     if (final / "config.json").is_file():
         return final
     samples = periods.warmup()
@@ -113,7 +117,7 @@ def build(
         samples = samples.take(slice(max(0, len(samples) - config.rows), None))
     if len(samples) == 0:
         raise LsatError("backbone.nano: no samples before the first period; lower data.keep_last")
-    tokenizer = build_tokenizer(_texts(periods.titles, samples, prompt.item_word), config.vocabulary)
+    tokenizer = build_tokenizer(texts(periods.titles, samples, prompt.item_word), config.vocabulary)
     model = build_model(config, tokenizer)
     encoded = Encoder(tokenizer, prompt, periods.titles)(samples)
     before = torch.get_num_threads()
@@ -168,7 +172,8 @@ def _next_token(hidden: torch.Tensor, tokens: torch.Tensor, head: Any, pad: int)
     return functional.cross_entropy(logits.float(), after[chosen[:, 0], chosen[:, 1]])
 
 
-def _texts(titles: tuple[str, ...], samples: Samples, word: str) -> list[str]:
+def texts(titles: tuple[str, ...], samples: Samples, word: str) -> list[str]:
+    """Return up to 2,000 prompts with their answers, evenly spread: what the tokenizer learns from."""
     clean = [sanitise(t) for t in titles]
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), 2000)).astype(int)
     return [

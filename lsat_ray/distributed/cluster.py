@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint reported within one poll of a crash is lost
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(
+        (
+            r"Task ServeController\.\w+ failed\. .* was killed by `ray\.kill`",  # whenever Serve is ended
+            r"PYTHON worker processes have been started on node",  # actors that ask for little CPU, as ours do
+        )
+    ),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -19,6 +26,8 @@ def settle() -> None:
     """Set what Ray reads when it is first imported; call it before any import of this room's other modules."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     if "RAY_ADDRESS" not in os.environ:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps the node on 127.0.0.1
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import importlib
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import lsat_ray
+from lsat_ray.cli.app import app
+from lsat_ray.cli.placement import Node, problem
+from lsat_ray.config import load
+
 ROOT = Path(__file__).resolve().parents[2] / "cluster"
+CONFIGS = ROOT.parent / "jobs" / "configs"
 
 
 def read(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
 
 
-@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+LAUNCHERS = ["aws.yaml", "gcp.yaml"]
+MANIFESTS = [
+    ("kuberay-rayjob.yaml", "RayJob", "rayClusterSpec"),
+    ("kuberay-rayservice.yaml", "RayService", "rayClusterConfig"),
+]
+INSTANCES = {
+    "m5.2xlarge": {"CPU": 8},
+    "g5.2xlarge": {"CPU": 8, "GPU": 1},
+    "p5.4xlarge": {"CPU": 16, "GPU": 1},
+    "n2-standard-8": {"CPU": 8},
+    "g2-standard-8": {"CPU": 8, "GPU": 1},
+    "a2-ultragpu-1g": {"CPU": 12, "GPU": 1},
+}
+"""What the clouds' pages say that these machines have."""
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_launcher_files_are_what_ray_up_takes(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -31,26 +55,129 @@ def test_launcher_files_are_what_ray_up_takes(name: str) -> None:
     assert config["file_mounts"]["/home/ray/.ray/auth_token"]
 
 
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_node_type_has_what_its_machine_has_and_the_head_has_no_work(name: str) -> None:
+    """A type with `resources: {}` is never started on GCP, and one that promises too much waits for ever."""
+    config = read(name)
+    types = config["available_node_types"]
+    assert types.pop(config["head_node_type"])["resources"] == {"CPU": 0}
+    assert any("--num-cpus=0" in c for c in config["head_start_ray_commands"])
+    for node in types.values():
+        machine = node["node_config"]
+        assert node["resources"] == INSTANCES[machine.get("InstanceType") or machine["machineType"]]
+    assert sum(node["max_workers"] for node in types.values()) <= config["max_workers"]
+
+
+def test_the_machine_image_is_the_one_that_this_ray_takes() -> None:
+    """Read in Ray's source: the module itself imports boto3, which this project does not need."""
+    import ray
+
+    config = read("aws.yaml")
+    images = {node["node_config"]["ImageId"] for node in config["available_node_types"].values()}
+    source = (Path(ray.__file__).parent / "autoscaler" / "_private" / "aws" / "config.py").read_text()
+    (image,) = images
+    assert f'"{config["provider"]["region"]}": "{image}"' in source
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_nodes_wait_for_drivers_and_share_memory_and_cache(name: str) -> None:
+    config = read(name)
+    (wait,) = [c for c in config["initialization_commands"] if "nvidia-smi" in c]
+    assert "timeout" in wait and "lspci" in wait  # a head without a card does not wait
+    options = " ".join(config["docker"]["run_options"])
+    assert "--shm-size" in options
+    assert "HF_HOME=/mnt/shared" in options and "-v /mnt/shared:/mnt/shared" in options
+
+
+def offered(name: str) -> list[Node]:
+    """Return the machines that a file may start."""
+    tree = read(name)
+    if name in LAUNCHERS:
+        types = tree["available_node_types"]
+        head = tree["head_node_type"]
+        counts = [(types[t]["resources"], 1 if t == head else types[t]["max_workers"]) for t in types]
+        return [Node(r.get("CPU", 0), r.get("GPU", 0)) for r, count in counts for _ in range(count)]
+    spec = tree["spec"].get("rayClusterSpec") or tree["spec"]["rayClusterConfig"]
+    nodes = [Node(float(spec["headGroupSpec"]["rayStartParams"]["num-cpus"]), 0)]
+    for group in spec["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        nodes += [Node(float(limits["cpu"]), float(limits["nvidia.com/gpu"]))] * group["maxReplicas"]
+    return nodes
+
+
+@pytest.mark.parametrize("name", [*LAUNCHERS, "kuberay-rayjob.yaml"])
+@pytest.mark.parametrize("config", ["ml1m_qwen3_0.6b", "ml1m_llama7b", "smoke"])
+def test_the_machines_can_place_what_the_shipped_configs_ask_for(
+    name: str, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ML1M", "/logs/ml-1m")
+    assert problem(load(CONFIGS / f"{config}.yaml"), offered(name)) is None
+
+
+def test_there_is_one_image_and_one_list_of_packages() -> None:
+    images = {read(name)["docker"]["image"] for name in LAUNCHERS}
+    for name, _, section in MANIFESTS:
+        spec = read(name)["spec"][section]
+        groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+        images |= {c["image"] for g in groups for c in g["template"]["spec"]["containers"]}
+    (image,) = images
+    assert image.partition(":")[2] == lsat_ray.__version__
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert f"-t {image} " in dockerfile
+    assert "--constraint constraints.txt --editable ." in dockerfile
+    for name in LAUNCHERS:
+        assert "torch" not in (ROOT / name).read_text()
+
+
 def test_only_ssh_is_open_to_the_world() -> None:
     rules = read("aws.yaml")["provider"]["security_group"]["IpPermissions"]
     assert [(r["FromPort"], r["ToPort"]) for r in rules] == [(22, 22)]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "section"),
-    [
-        ("kuberay-rayjob.yaml", "RayJob", "rayClusterSpec"),
-        ("kuberay-rayservice.yaml", "RayService", "rayClusterConfig"),
-    ],
-)
-def test_kuberay_manifests_ask_for_the_token(name: str, kind: str, section: str) -> None:
+@pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
+def test_kuberay_manifests_have_the_structure_that_the_operator_expects(name: str, kind: str, section: str) -> None:
     manifest = read(name)
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
     cluster = manifest["spec"][section]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         assert all(isinstance(v, str) for v in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        assert mounts.keys() == volumes.keys()
+        assert mounts["memory"] == "/dev/shm" and volumes["memory"]["emptyDir"]["medium"] == "Memory"
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        assert env["HF_HOME"].startswith(mounts["shared"])
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        tolerated = {t["key"] for t in group["template"]["spec"]["tolerations"]}
+        assert "nvidia.com/gpu" in tolerated
+
+
+def test_the_service_answers_only_with_the_token_that_every_pod_knows() -> None:
+    manifest = read("kuberay-rayservice.yaml")["spec"]
+    (application,) = yaml.safe_load(manifest["serveConfigV2"])["applications"]
+    variable = application["args"]["token_env"]
+    cluster = manifest["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        (container,) = group["template"]["spec"]["containers"]
+        (entry,) = [e for e in container["env"] if e["name"] == variable]
+        assert entry["valueFrom"]["secretKeyRef"]["name"] == "lsat-ray-score"
+
+
+def test_the_job_runs_a_command_that_exists_on_a_config_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML1M", "/logs/ml-1m")
+    program, command, *options = shlex.split(read("kuberay-rayjob.yaml")["spec"]["entrypoint"])
+    assert program in tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    assert command in {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert load(CONFIGS / Path(given["--config"]).name).backbone.path == "Qwen/Qwen3-0.6B"
+    assert given["--runs-dir"].startswith("/mnt/shared")
 
 
 def test_the_service_names_an_application_that_exists() -> None:

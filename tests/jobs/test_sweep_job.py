@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.sweep import parse
+from lsat_ray.cli.front import parse
 from lsat_ray.errors import LsatError
 
 

@@ -1,0 +1,82 @@
+"""What every command prints, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from lsat_ray.errors import LsatError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+console = Console(highlight=False, soft_wrap=True)
+_began = time.time()
+
+
+def say(text: str) -> None:
+    """Print one line of progress with the seconds since the start; it is never wrapped."""
+    seconds = f"{time.time() - _began:7.1f} s"
+    console.print(f"[dim]{seconds}[/dim]  ", end="")
+    console.print(text, markup=False)
+
+
+def command_line() -> str:
+    """Return the command that this process was started with, as one would type it."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        words = ["python", "-m", "lsat_ray"]
+    elif program.suffix == ".py":
+        words = ["python", os.path.relpath(program)]
+    else:
+        words = [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+@contextmanager
+def one_clear_error(resumes: bool = True) -> Iterator[None]:
+    """End with one line where the input is at fault (exit status 2) or the user stopped the command (130).
+
+    Args:
+        resumes: whether the same command goes on where it was stopped.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the clean-up
+        remedy = f"; go on with: {command_line()}" if resumes else ""
+        console.print(f"\nstopping{remedy}", style="yellow", markup=False)
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if here else None
+    try:
+        yield
+    except LsatError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before)
+
+
+def print_table(folder: Path) -> None:
+    """Print a finished run's table of mean AUC."""
+    from lsat_ray.report import tables
+    from lsat_ray.report.folder import RunFolder
+
+    run = RunFolder(folder)
+    if run.metrics is not None:
+        table = tables.mean_auc(run.metrics, run.scores)
+        tables.show(table, console, f"mean AUC over the tested periods of {run.name}")

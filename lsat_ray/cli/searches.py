@@ -1,0 +1,60 @@
+"""What the searches of a finished run found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lsat_ray.errors import LsatError
+
+
+def open_experiments(run: Path) -> pd.DataFrame:
+    """Return one row per trial: experiment, strategy, coefficient, auc.
+
+    Ray Tune's experiments are opened with its own API; a run without them (the local backend) has the same figures in
+    `search/coefficients.parquet`.
+
+    Raises:
+        LsatError: when the folder holds neither.
+    """
+    if any((run / "search").glob("seed*-period*")):
+        from lsat_ray.distributed.experiments import trials
+
+        return trials(run / "search")
+    table = run / "search" / "coefficients.parquet"
+    if not table.is_file():
+        raise LsatError(f"{run}: no searches in its search folder; give the folder of a finished replay")
+    frame = pd.read_parquet(table)
+    names = [f"seed{s}-period{p:02d}" for s, p in zip(frame["seed"], frame["period"], strict=True)]
+    return frame.assign(experiment=names)[["experiment", "strategy", "coefficient", "auc"]]
+
+
+def summary(trials: pd.DataFrame, flat: float) -> pd.DataFrame:
+    """Return one row per search: what was chosen, and which coefficients come within `flat` of the best AUC."""
+    rows = []
+    for (experiment, strategy), group in trials.groupby(["experiment", "strategy"], sort=False):
+        g = group.sort_values("coefficient", kind="stable")
+        best, near = int(g["auc"].argmax()), g["coefficient"][g["auc"] >= g["auc"].max() - flat]
+        rows.append(
+            {
+                "experiment": experiment,
+                "strategy": strategy,
+                "chosen": g["coefficient"].iloc[best],
+                "auc": round(g["auc"].iloc[best], 4),
+                "lowest": round(g["auc"].min(), 4),
+                f"within {flat}": f"{near.min():.1f}..{near.max():.1f} ({len(near)} of {len(g)})",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_figures(run: Path) -> list[Path]:
+    """Draw the chosen coefficients into the run's `figures` folder and return the files."""
+    from lsat_ray.report import figures
+    from lsat_ray.report.folder import RunFolder
+
+    drawn, _ = figures.draw(RunFolder(run), None)
+    named = [d for d in drawn if "coefficient" in d.name]
+    figures.write(named, run / "figures")
+    return [run / "figures" / f"{d.name}.svg" for d in named]

@@ -24,7 +24,7 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice, cut
 from lsat_ray.distributed.replay import StreamReplayer
 from lsat_ray.distributed.training import TrainingSessions
-from lsat_ray.evaluation.metrics import summarise
+from lsat_ray.evaluation.metrics import FIELDS, summarise
 from lsat_ray.runs.folder import RunDir, write_atomically
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.tasks import Coefficients, Context, Score, Task
@@ -34,7 +34,7 @@ from lsat_ray.scoring.model import Model, probability
 from lsat_ray.strategies import Plan, Setting, Strategy, make
 
 Say = Callable[[str], None]
-METRICS = ["strategy", "period", "seed", "auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives"]
+METRICS = ["strategy", "period", "seed", *FIELDS]
 ORACLE, FROZEN, IN_CONTEXT = "oracle", "frozen", "bookgpt"
 
 
@@ -220,7 +220,7 @@ class Run:
         columns = {"row": rows.row, "user": rows.user, "item": rows.item, "label": rows.label, "score": score}
         write_atomically(self.dir.scores(name, seed, t), pd.DataFrame(columns))
         calibrated = name != SUM and name not in self.classical_names
-        self.ledger.append(seed, name, t, "score", **summarise(rows.label, score, calibrated), **facts)
+        self.ledger.append(seed, name, t, "score", **summarise(rows.label, score, rows.user, calibrated), **facts)
 
     def record_rival(self, seed: int, name: str, t: int, score: np.ndarray) -> None:
         """Record the score on D_t of a classical row, by its model of period t - 1, or of the in-context row."""

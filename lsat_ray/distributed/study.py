@@ -11,13 +11,14 @@ import pandas as pd
 import ray
 
 from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.baselines.spec import ClassicalSpec
+from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
 from lsat_ray.data.periods import Part, Slice
 from lsat_ray.distributed.run import FROZEN, IN_CONTEXT, Run
 from lsat_ray.evaluation import delong, leakage
 from lsat_ray.evaluation.warmcold import seen_items
+from lsat_ray.report import cross as curves
 from lsat_ray.report import study as figures
-from lsat_ray.report.account import training
+from lsat_ray.report.account import fits, training
 from lsat_ray.report.folder import RunFolder
 from lsat_ray.runs.folder import write_atomically
 from lsat_ray.runs.tasks import ClassicalFit, ClassicalScore, Fit, InContextScore, Score, Task
@@ -307,7 +308,8 @@ class Study(Run):
         assert run.timings is not None
         names = sorted(set(metrics["strategy"]))
         spent = training(run.timings, run.ledger, names, len(self.config.seeds))
-        tables = {"table2": figures.table2(metrics, run.scores, spent)}
+        stopped = fits(run.ledger, {m["digest"]: m["facts"] for m in run.manifests}, names)
+        tables = {"table2": figures.table2(metrics, run.scores, spent, fits=stopped)}
         if self.config.study.paper:
             tables["paper"] = figures.beside_paper(tables["table2"], self.config.study.paper)
         served = {m.strategy: m for m in self.served(self.config.seeds[0], self.last - 1)}
@@ -324,13 +326,24 @@ class Study(Run):
             cross = pd.read_parquet(cross_file)
             m = self.config.study.warm_until or self.config.replay.long_periods
             if self.config.study.every_period:
-                tables["fig2"] = figures.curve_on(self._followed(cross), self.last)
-                warm = seen_items(self.periods, range(1, m + 1))
-                tables["fig4"] = figures.curve_on(self._followed(cross), self.last, warm)
-            warm = seen_items(self.periods, range(1, self._split + 1))
-            tables["fig3"] = figures.warm_and_cold(cross, self._split, warm)
+                tables["fig2"] = curves.curve_on(self._followed(cross), self.last)
+                warm = seen_items(self.periods, range(1, m + 1), warmup=self._warmup)
+                tables["fig4"] = curves.curve_on(self._followed(cross), self.last, warm)
+            warm = seen_items(self.periods, range(1, self._split + 1), warmup=self._warmup)
+            tables["fig3"] = curves.warm_and_cold(cross, self._split, warm)
             tables |= self._lag_table(metrics, cross)
         figures.write(self.dir.path, **tables)
+
+    @property
+    def _warmup(self) -> int:
+        """Newest samples before D_1 that the backbone or a rival is built from: their items are cold for no row."""
+        first, used = self.periods.borders[0], 0
+        if self.config.backbone.path == "nano":
+            rows = self.config.backbone.nano.rows
+            used = first if rows is None else rows
+        if self.classical_names:
+            used = max(used, ClassicalRecipe().warmup_rows)
+        return min(first, used)
 
     def _followed(self, cross: pd.DataFrame) -> pd.DataFrame:
         names = {FullRetraining.name, FineTuning.name, IN_CONTEXT, *self.classical_names}

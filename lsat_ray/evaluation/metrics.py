@@ -1,4 +1,4 @@
-"""What a strategy's scores on one period are worth."""
+"""Metrics of one strategy's scores on one period."""
 
 from __future__ import annotations
 

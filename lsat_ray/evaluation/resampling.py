@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 GROUPS = 512
-"""Users are drawn in that many random groups where a period has more: a draw costs the square of their number."""
+"""Where a period has more users, they are drawn in that many random groups: a draw costs the square of the number."""
 
 _CHUNK = 2048  # draws at a time: keeps the products within the cache
 
@@ -127,11 +127,12 @@ def pair_counts(unit: np.ndarray, truth: np.ndarray, score: np.ndarray) -> np.nd
 
 
 def signed(pair: Pair, units: int) -> np.ndarray:
-    """Return g [units]: with signs s (-1 where a user's ranks are swapped) the difference of AUC is the sum of s g.
+    """Return each user's part g [units] of the difference of AUC: with users swapped it is the sum of g with signs.
 
-    Scores are replaced by their ranks within the period, so that rows on different scales can be swapped (Venkatraman
-    and Begg, Biometrika 1996). Of the swapped difference, a quadratic form in the signs, only the linear terms remain,
-    because swapping everybody inverts it. All NaN when a class is missing.
+    A user's sign is -1 where the two strategies swap their scores for it. Scores are replaced by their ranks within the
+    period, so that strategies on different scales can be swapped (Venkatraman and Begg, Biometrika 1996). The swapped
+    difference is a quadratic form in the signs; swapping everybody inverts it, so only its linear terms remain. All NaN
+    when a class is missing.
     """
     truth = pair.label.astype(bool)
     if truth.all() or not truth.any():

@@ -53,7 +53,7 @@ class Scored:
 
 
 class Key(NamedTuple):
-    """Where scores come from."""
+    """Seed, tested period and backbone of scores."""
 
     seed: int
     period: int

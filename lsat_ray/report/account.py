@@ -12,7 +12,7 @@ STAGES = ("train", "score", "search", "encode", "publish", "serve", "backbone", 
 """Stages by precedence: where several run at once, the wall clock is booked to the first of them."""
 
 GOODPUT = ("train", "score")
-"""Stages that are the work itself."""
+"""Stages that count as useful work."""
 
 REST = "unaccounted"
 """Name of the wall clock that no timed stage covers."""
@@ -131,7 +131,7 @@ def fits(
 
 
 def kind_of(spec: Mapping[str, Any]) -> str:
-    """Return in words how an adapter is trained, from the spec in its manifest: adapters of a kind are comparable."""
+    """Return in words how an adapter is trained, from the spec in its manifest; learning curves are drawn per kind."""
     if spec.get("kind") == "classical":
         return str(spec["model"])
     if spec.get("frozen"):

@@ -348,7 +348,7 @@ def _lines(axes: Axes, wide: pd.DataFrame, order: list[str]) -> None:
 
 
 def _tiles(axes: Axes, delta: pd.DataFrame) -> None:
-    """Draw differences as coloured tiles, a row per strategy, purple for better and orange for worse."""
+    """Draw differences as coloured tiles, one line per strategy, purple for better and orange for worse."""
     limit = float(np.nanmax(np.abs(delta.to_numpy()))) or 1.0
     half = np.diff(delta.index.to_numpy(np.float64)).min() / 2 if len(delta) > 1 else 0.5
     edges = np.r_[delta.index.to_numpy(np.float64) - half, delta.index[-1] + half]

@@ -1,4 +1,4 @@
-"""A run folder, read: everything that the report draws, and nothing else."""
+"""Read what the report needs from a run folder."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def draw_differences(rows: pd.DataFrame, setting: str, noise: float | None = Non
 
 
 def _places(values: pd.Series) -> tuple[dict[Any, float], list[str]]:
-    """Return where each value stands on the axis, and the tick names; numbers over a wide range stand evenly."""
+    """Return where each value stands on the axis, and the tick names; numbers over a wide range are spaced evenly."""
     distinct = list(dict.fromkeys(values))
     if all(isinstance(v, int | float) for v in distinct) and not 0 < 8 * min(distinct) <= max(distinct):
         return {v: float(v) for v in distinct}, []

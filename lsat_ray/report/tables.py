@@ -94,12 +94,12 @@ def mean_auc(
 
 
 def is_oracle(strategy: str) -> bool:
-    """Say whether a row knows the truth of the synthetic stream, or a part of it: a bound and no contestant."""
+    """Say whether a row knows the truth of the synthetic stream, or a part of it: a bound, not a competitor."""
     return strategy == ORACLE or strategy.startswith(f"{ORACLE}-")
 
 
 def has_model(strategy: str) -> bool:
-    """Say whether a row has a model, which naive rows and oracles have not."""
+    """Say whether a row has a model; naive rows and oracles have none."""
     return strategy not in NAIVE and not is_oracle(strategy)
 
 

@@ -1,11 +1,15 @@
 """The audit finds what must not be read, and lets pass what may be."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.data import movielens
+from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import metrics, slices, warmcold
@@ -146,6 +150,18 @@ def test_an_item_of_the_warm_up_is_not_cold_for_a_model_that_was_built_from_it()
         warmcold.seen_items(periods, [1])  # whoever asks must say it
     with pytest.raises(LsatError, match="a warm-up of 16 samples, but 15 lie before"):
         warmcold.seen_items(periods, [1], warmup=16)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("LSAT_RAY_DATA" not in os.environ, reason="LSAT_RAY_DATA does not point at real logs")
+def test_a_sixth_of_the_cold_samples_of_movielens_was_not_cold():
+    data = DataConfig(format="movielens", path="$LSAT_RAY_DATA/ml-latest-small", keep_last=40_000)
+    log = movielens.read(Path(os.path.expandvars(str(data.path))), data.positive_above)
+    periods = cut(log, data, PeriodsConfig(number=20))
+    tested = np.concatenate([periods.rows(t).item for t in range(16, 21)])
+    without, whole = (warmcold.seen_items(periods, range(1, 16), warmup=w) for w in (0, periods.borders[0]))
+    assert (~np.isin(tested, without)).sum() == 1321
+    assert (~np.isin(tested, whole)).sum() == 1321 - 222
 
 
 def test_slices_of_users_are_complete_and_know_only_what_was_before():

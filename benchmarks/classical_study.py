@@ -22,10 +22,11 @@ import torch
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores
 from lsat_ray.baselines.spec import LEARNERS, ClassicalSpec
-from lsat_ray.baselines.training import State, auc
+from lsat_ray.baselines.training import State
 from lsat_ray.config import ClassicalRecipe, DataConfig, Experiment, PeriodsConfig
 from lsat_ray.data.movielens import read
 from lsat_ray.data.periods import Periods, cut
+from lsat_ray.evaluation.metrics import auc
 from lsat_ray.strategies import RULES, STRATEGIES, Setting
 
 Record = dict[str, Any]

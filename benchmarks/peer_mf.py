@@ -26,11 +26,12 @@ from sklearn.linear_model import LogisticRegression
 
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.spec import ClassicalSpec
-from lsat_ray.baselines.training import auc, sizes_of, training_rows
+from lsat_ray.baselines.training import sizes_of, training_rows
 from lsat_ray.config import ClassicalRecipe, DataConfig, Experiment, PeriodsConfig
 from lsat_ray.data.movielens import read
 from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.data.windows import Samples
+from lsat_ray.evaluation.metrics import auc
 from lsat_ray.strategies import STRATEGIES, Setting
 
 IDENTITY = ClassicalRecipe(side="none", history_vector=False, epochs=30, patience=3, dropout=0.5, weight_decay=1e-3)

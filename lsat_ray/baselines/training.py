@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from lsat_ray.baselines.features import side_columns, side_of, title_vectors
@@ -17,6 +16,7 @@ from lsat_ray.baselines.networks import Batch, Network, Sizes, build
 from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples, concatenate
+from lsat_ray.evaluation.metrics import auc
 
 State = dict[str, torch.Tensor]
 
@@ -39,15 +39,6 @@ class Fitted:
     """Whether validation stopped improving, or the passes were used up before."""
     seconds: float
     """Wall clock of the fit."""
-
-
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN when only one class is there."""
-    positive = labels.astype(bool)
-    n1, n0 = int(positive.sum()), int((~positive).sum())
-    if n1 == 0 or n0 == 0:
-        return float("nan")
-    return float((rankdata(scores)[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
 def training_rows(spec: ClassicalSpec, periods: Periods) -> Samples:

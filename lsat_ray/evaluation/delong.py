@@ -1,8 +1,7 @@
-"""DeLong's variance of the AUC in O(n log n), for one classifier, two correlated ones and their paired test.
+"""The interval of one AUC in O(n log n), with the samples of a user counted as dependent.
 
-Sources: DeLong, DeLong and Clarke-Pearson (Biometrics 1988) for the estimator; Sun and Xu (IEEE Signal Processing
-Letters 2014) for its computation from midranks. Rows count as independent: where users contribute many rows each, the
-bootstrap over users in `significance` is the safer statement.
+Sources: DeLong, DeLong and Clarke-Pearson (Biometrics 1988) for the variance; Sun and Xu (IEEE Signal Processing
+Letters 2014) for its computation from midranks; Obuchowski (Biometrics 1997) for clustered data.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata, t
 
 from lsat_ray.errors import LsatError
 
@@ -23,90 +22,78 @@ class Interval(NamedTuple):
     high: float
 
 
-class PairedTest(NamedTuple):
-    """The difference of two AUCs on the same rows."""
-
-    difference: float
-    """AUC of the first minus AUC of the second."""
-    error: float
-    """Standard error of the difference."""
-    p: float
-    """Two-sided p-value of the z-test."""
-
-
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the structural components of K classifiers (DeLong eq. 4 and 5).
+    """Return the structural components of an AUC (DeLong eq. 4 and 5).
 
     Args:
         labels: [N], 1 for a positive.
-        scores: [K, N].
+        scores: [N].
 
     Returns:
-        `v10` [K, positives], the share of negatives that each positive outranks (ties count one half), and
-        `v01` [K, negatives], the share of positives that outrank each negative. The mean of either is the AUC.
+        `v10` [positives], the share of negatives that each positive outranks (ties count one half), and `v01`
+        [negatives], the share of positives that outrank each negative. The mean of either is the AUC.
 
     Raises:
         LsatError: when shapes differ, a score is not finite or a class is missing.
     """
-    truth = np.asarray(labels).astype(bool)
-    table = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    if truth.ndim != 1 or table.shape[1] != len(truth):
-        raise LsatError(f"delong: {table.shape[1]} scores for {truth.shape} labels; give one score a label")
-    if not np.isfinite(table).all():
-        raise LsatError("delong: a score is not finite; drop or mend the rows before they are compared")
+    truth, values = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or values.shape != truth.shape:
+        raise LsatError(f"delong: scores {values.shape} for labels {truth.shape}; give one score per label")
+    if not np.isfinite(values).all():
+        raise LsatError("delong: a score is not finite; every sample that is compared needs a score")
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if positives == 0 or negatives == 0:
         raise LsatError(f"delong: {positives} positives and {negatives} negatives; AUC needs both")
-    # A midrank among all rows minus the midrank within the own class counts the rows of the other class below.
-    everywhere = rankdata(table, axis=1)
-    v10 = (everywhere[:, truth] - rankdata(table[:, truth], axis=1)) / negatives
-    v01 = 1.0 - (everywhere[:, ~truth] - rankdata(table[:, ~truth], axis=1)) / positives
+    # A midrank among all samples minus the midrank within the own class counts the samples of the other class below.
+    everywhere = rankdata(values)
+    v10 = (everywhere[truth] - rankdata(values[truth])) / negatives
+    v01 = 1.0 - (everywhere[~truth] - rankdata(values[~truth])) / positives
     return v10, v01
 
 
-def covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUCs [K] of K classifiers on the same rows and their covariance [K, K].
+def variance(labels: np.ndarray, scores: np.ndarray, users: np.ndarray | None = None) -> tuple[float, float, int]:
+    """Return an AUC, its variance and the degrees of freedom of that (Obuchowski 1997, eq. for S10, S01 and S11).
 
-    The covariance is NaN when a class has a single row.
+    Args:
+        labels: [N], 1 for a positive.
+        scores: [N].
+        users: [N], whose samples depend on each other; None takes every sample for independent, which is DeLong's.
+
+    Returns:
+        the variance is NaN and the degrees of freedom are 0 when the samples of a class are all of one user.
 
     Raises:
-        LsatError: see `placements`.
+        LsatError: see `placements`; also when there is not one user per label.
     """
-    v10, v01 = placements(labels, scores)
-    aucs = v10.mean(axis=1)
-    if v10.shape[1] < 2 or v01.shape[1] < 2:
-        return aucs, np.full((len(aucs), len(aucs)), np.nan)
-    return aucs, np.atleast_2d(np.cov(v10)) / v10.shape[1] + np.atleast_2d(np.cov(v01)) / v01.shape[1]
+    truth = np.asarray(labels).astype(bool)
+    v10, v01 = placements(truth, scores)
+    auc = float(v10.mean())
+    if users is not None and np.shape(users) != truth.shape:
+        raise LsatError(f"delong: users {np.shape(users)} for labels {truth.shape}; give one user per label")
+    names, user = np.unique(np.arange(len(truth)) if users is None else users, return_inverse=True)
+    parts, groups = [], []
+    for side, placed in ((truth, v10), (~truth, v01)):
+        mine = np.bincount(user[side], minlength=len(names))
+        excess = np.bincount(user[side], placed, minlength=len(names)) - mine * auc
+        parts.append(excess / side.sum())
+        groups.append(int((mine > 0).sum()))
+    if min(groups) < 2:
+        return auc, float("nan"), 0
+    (ten, one), (i10, i01), i = parts, groups, len(names)
+    spread = i10 / (i10 - 1) * (ten @ ten) + i01 / (i01 - 1) * (one @ one) + 2 * i / (i - 1) * (ten @ one)
+    return auc, float(spread), min(groups) - 1
 
 
-def interval(labels: np.ndarray, scores: np.ndarray, level: float = 0.95) -> Interval:
-    """Return the AUC of one classifier with its normal interval, clipped to [0, 1].
+def interval(labels: np.ndarray, scores: np.ndarray, users: np.ndarray | None = None, level: float = 0.95) -> Interval:
+    """Return the AUC of one classifier with its interval by Student's t, clipped to [0, 1].
 
-    All three are NaN when a class is missing, the bounds alone when a class has a single row.
+    All three are NaN when a class is missing, the bounds alone when the samples of a class are all of one user.
     """
     truth = np.asarray(labels).astype(bool)
     if truth.all() or not truth.any():
         return Interval(np.nan, np.nan, np.nan)
-    aucs, variance = covariance(truth, np.asarray(scores)[None])
-    auc, half = float(aucs[0]), float(norm.ppf(0.5 + level / 2) * np.sqrt(max(variance[0, 0], 0.0)))
-    if np.isnan(variance[0, 0]):
-        half = np.nan
-    return Interval(auc, float(np.clip(auc - half, 0, 1)), float(np.clip(auc + half, 0, 1)))
-
-
-def paired_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Test whether two classifiers have the same AUC on the same rows, in the same order.
-
-    p is 1 for classifiers that rank alike (no difference, no variance) and NaN when a class is missing.
-    """
-    truth = np.asarray(labels).astype(bool)
-    if truth.all() or not truth.any():
-        return PairedTest(np.nan, np.nan, np.nan)
-    aucs, cov = covariance(truth, np.stack([np.asarray(first), np.asarray(second)]))
-    difference, variance = float(aucs[0] - aucs[1]), float(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])
-    if np.isnan(variance):
-        return PairedTest(difference, np.nan, np.nan)
-    error = float(np.sqrt(max(variance, 0.0)))
-    if error < 1e-12:
-        return PairedTest(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
-    return PairedTest(difference, error, float(2 * norm.sf(abs(difference) / error)))
+    auc, spread, freedom = variance(truth, scores, users)
+    if freedom == 0:
+        return Interval(auc, np.nan, np.nan)
+    half = float(t.ppf(0.5 + level / 2, freedom) * np.sqrt(max(spread, 0.0)))
+    return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))

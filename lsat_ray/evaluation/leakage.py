@@ -1,7 +1,7 @@
 """The leakage audit: nothing that is read for a period may come from what the period's model is tested on.
 
-Rows are ordered by (timestamp, file order). LSAT allows ties, so the last row before a tested period may carry the
-second in which the period starts: the audit compares row order, and timestamps only where strictly later.
+Samples are ordered by (timestamp, file order). LSAT allows ties, so the last one before a tested period may carry the
+second in which the period starts: the audit compares their order, and timestamps only where strictly later.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Kind = Literal["unknown", "order", "timestamp", "history", "poison"]
 
 
 class LeakageError(LsatError):
-    """Say which read saw the future."""
+    """A model was to be tested on what it, or its selection, has read; the message names every such read."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """Rows that were read (trained on, selected on, searched on) before a period was tested."""
+    """Samples that were read (trained on, selected on, searched on) before a period was tested."""
 
     what: str
     """Who read them: an adapter's digest, `search`, a baseline's name."""
@@ -37,13 +37,13 @@ class Finding:
     """One leak."""
 
     what: str
-    """The read at fault."""
+    """Name of the read that leaks."""
     kind: Kind
-    """`order`: rows at or after the first tested row; `timestamp`: targets strictly later than the tested period's
-    start; `history`: a history event later than its target; `unknown`: ids that are no rows; `poison`: scores that
+    """`order`: samples at or after the first tested one; `timestamp`: targets strictly later than the tested period's
+    start; `history`: a history event later than its target; `unknown`: ids that are no samples; `poison`: scores that
     change with the labels they are tested on."""
     rows: np.ndarray
-    """The rows at fault."""
+    """int64, `Samples.row` ids of the samples that leak."""
 
     def __str__(self) -> str:
         """Return the finding as one line."""
@@ -61,7 +61,7 @@ _WORDS: dict[Kind, str] = {
 
 
 def audit(periods: Periods, reads: Iterable[Read], tested: int, ties: bool = True) -> list[Finding]:
-    """Return every leak into the test on D_tested; an empty list is a clean bill.
+    """Return every leak into the test on D_tested; an empty list where there is none.
 
     Args:
         periods: the stream.
@@ -106,7 +106,7 @@ def check(periods: Periods, reads: Iterable[Read], tested: int, ties: bool = Tru
 
 
 def poison(periods: Periods, tested: int) -> Periods:
-    """Return the stream with every target label from the first row of D_tested on inverted.
+    """Return the stream with every target label from the first sample of D_tested on inverted.
 
     Whoever scores D_tested without having read those labels gives the same scores on it: histories are left alone,
     because an earlier event of the same period is known when its user's next one is scored.
@@ -117,7 +117,7 @@ def poison(periods: Periods, tested: int) -> Periods:
 
 
 def immune(score: Callable[[Periods, int], np.ndarray], periods: Periods, tested: int, what: str) -> list[Finding]:
-    """Score D_tested twice, on the clean and on the poisoned stream, and return the rows whose score changed.
+    """Score D_tested twice, on the clean and on the poisoned stream, and return the samples whose score changed.
 
     Args:
         score: fits on whatever it likes of the stream and returns scores [rows of D_tested].

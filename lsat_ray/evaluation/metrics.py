@@ -1,4 +1,4 @@
-"""What a strategy's scores on one period are worth."""
+"""Metrics of one strategy's scores on one period."""
 
 from __future__ import annotations
 
@@ -12,46 +12,58 @@ from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import delong
 
 CLIP = 1e-7
-"""Probabilities are kept that far from 0 and 1 in the log-loss: about the resolution of a float32 score."""
+"""Least distance of a probability from 0 and 1 in the log-loss: about the resolution of a float32 score."""
 
-FIELDS = ("auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives")
+FIELDS = ("auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives", "gauc", "ece")
 """Keys of `summarise`, in the order of `metrics.parquet`."""
 
 
-def summarise(labels: np.ndarray, scores: np.ndarray, probability: bool = True) -> dict[str, Any]:
+def summarise(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, probability: bool = True) -> dict[str, Any]:
     """Return the metrics of one strategy on one period (methods.md 0.1).
 
     Args:
         labels: [N], 0 or 1.
         scores: [N], higher for a likelier like.
-        probability: whether scores are P(like); without it log-loss and accuracy mean nothing and are NaN.
+        users: [N], whose samples depend on each other.
+        probability: whether scores are P(like); without it log-loss, accuracy and ECE mean nothing and are NaN.
 
     Returns:
-        auc, auc_low, auc_high (95 % DeLong), log_loss (of the probabilities, in nats; the reference code takes it of
-        thresholded 0/1 predictions), accuracy at 0.5, rows, positives. AUC is NaN where a class is missing.
+        `FIELDS`: AUC over all samples with its 95 % interval by user (`delong.interval`), log-loss (of the
+        probabilities, in nats; the reference code takes it of thresholded 0/1 predictions), accuracy at 0.5, samples
+        and positives, AUC within users (`gauc`), calibration error (`ece`). AUC is NaN where a class is missing.
 
     Raises:
         LsatError: on unequal lengths, scores that are not finite, labels besides 0 and 1, probabilities outside [0, 1].
     """
     truth, values = _checked(labels, scores, probability)
+    _one_user_per_label(users, truth)
     result: dict[str, Any] = dict.fromkeys(FIELDS, float("nan"))
     result |= {"rows": len(truth), "positives": int(truth.sum())}
     if len(truth) == 0:
         return result
-    auc = delong.interval(truth, values)
-    result |= {"auc": auc.auc, "auc_low": auc.low, "auc_high": auc.high}
+    _, low, high = delong.interval(truth, values, users)
+    result |= {"auc": auc(truth, values), "auc_low": low, "auc_high": high, "gauc": gauc(truth, values, users)}
     if probability:
         result["log_loss"] = float(log_loss(truth, np.clip(values, CLIP, 1 - CLIP), labels=[0, 1]))
         result["accuracy"] = float(((values >= 0.5) == truth.astype(bool)).mean())
+        result["ece"] = ece(truth, values)
     return result
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the AUC over all rows, NaN where a class is missing (or there is no row)."""
-    truth, values = _checked(labels, scores, probability=False)
-    if len(truth) == 0 or truth.all() or not truth.any():
+def auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Return the AUC over all samples, ties counted one half; NaN where a class is missing (or there is no sample).
+
+    Counted in half pairs: equal rankings have equal values to the last bit, so that "the first of equals" is certain.
+
+    Raises:
+        LsatError: on unequal lengths, scores that are not finite, labels besides 0 and 1.
+    """
+    truth, values = _checked(label, score, probability=False)
+    positives, negatives = int(truth.sum()), int((truth == 0).sum())
+    if positives == 0 or negatives == 0:
         return float("nan")
-    return float(delong.placements(truth, values)[0].mean())
+    outranked = rankdata(values)[truth == 1].sum() - positives * (positives + 1) / 2
+    return float(outranked / (positives * negatives))
 
 
 def auc_or_log_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
@@ -64,12 +76,8 @@ def auc_or_log_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
         label: [N], 0 or 1, at least one.
         score_logit: [N], log-odds of a like (a margin, or the logit of a probability).
     """
-    positive = np.asarray(label).astype(bool)
-    count = int(positive.sum())
-    if count in (0, len(positive)):
-        return -logit_loss(label, score_logit)
-    below = rankdata(score_logit)[positive].sum() - count * (count + 1) / 2
-    return float(below / (count * (len(positive) - count)))
+    found = auc(label, score_logit)
+    return -logit_loss(label, score_logit) if np.isnan(found) else found
 
 
 def logit_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
@@ -79,7 +87,7 @@ def logit_loss(label: np.ndarray, score_logit: np.ndarray) -> float:
 
 
 def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the AUC inside each user.
+    """Return the AUC within each user.
 
     Args:
         labels: [N].
@@ -87,11 +95,10 @@ def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tupl
         users: [N].
 
     Returns:
-        users [U], AUC [U] (NaN where the user has one class only) and rows [U].
+        users [U], AUC [U] (NaN where the user has one class only) and samples [U].
     """
     truth, values = _checked(labels, scores, probability=False)
-    if len(users) != len(truth):
-        raise LsatError(f"metrics: {len(users)} users for {len(truth)} labels")
+    _one_user_per_label(users, truth)
     if len(truth) == 0:
         return np.asarray(users)[:0], np.empty(0), np.empty(0, dtype=np.int64)
     names, user = np.unique(users, return_inverse=True)
@@ -111,21 +118,14 @@ def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tupl
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
-    """Return the mean of the users' AUCs weighted by their rows, over users with both classes."""
+    """Return the mean of the users' AUCs weighted by their samples, over users with both classes (NaN without any)."""
     _, values, rows = user_aucs(labels, scores, users)
     known = np.isfinite(values)
     return float(np.average(values[known], weights=rows[known])) if known.any() else float("nan")
 
 
-def uauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
-    """Return the plain mean of the users' AUCs, over users with both classes."""
-    _, values, _ = user_aucs(labels, scores, users)
-    known = np.isfinite(values)
-    return float(values[known].mean()) if known.any() else float("nan")
-
-
 def ece(labels: np.ndarray, scores: np.ndarray, bins: int = 10) -> float:
-    """Return the expected calibration error: mean |observed - predicted| over equal-width bins, weighted by rows."""
+    """Return the expected calibration error: mean |observed - predicted| over equal-width bins, weighted by samples."""
     truth, values = _checked(labels, scores, probability=True)
     if len(truth) == 0:
         return float("nan")
@@ -134,10 +134,15 @@ def ece(labels: np.ndarray, scores: np.ndarray, bins: int = 10) -> float:
     return float(np.abs(gap).sum() / len(truth))
 
 
+def _one_user_per_label(users: np.ndarray, labels: np.ndarray) -> None:
+    if np.shape(users) != labels.shape:
+        raise LsatError(f"metrics: users {np.shape(users)} for labels {labels.shape}; give one user per label")
+
+
 def _checked(labels: np.ndarray, scores: np.ndarray, probability: bool) -> tuple[np.ndarray, np.ndarray]:
     truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != values.shape:
-        raise LsatError(f"metrics: labels {truth.shape} and scores {values.shape}; give one score a label")
+        raise LsatError(f"metrics: labels {truth.shape} and scores {values.shape}; give one score per label")
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise LsatError(f"metrics: row {row}: score {values[row]} is not finite; every scored row must have a score")

@@ -1,21 +1,28 @@
-"""Is one strategy better than another? Paired bootstrap over users, DeLong per period, Holm, and a verdict in words."""
+"""Is one row of the table better than another? Bootstrap and permutation test by user, Holm, and a verdict in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lsat_ray.errors import LsatError
-from lsat_ray.evaluation import delong
+from lsat_ray.evaluation import resampling
+from lsat_ray.evaluation.resampling import Pair
+
+RESAMPLES = 20_000
+"""Draws of the bootstrap and of the permutation test: the smallest p-value is 1 / (RESAMPLES + 1)."""
+
+ALPHA = 0.05
+"""Level of the tests, after Holm's correction."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One strategy's scores on one period under one seed, sorted by row."""
+    """One strategy's scores on one period under one seed, sorted by sample."""
 
     row: np.ndarray
     """int64 [N], sample ids."""
@@ -40,12 +47,18 @@ class Scored:
         score = ordered["score"].to_numpy(np.float64)
         return cls(row, ordered["user"].to_numpy(), ordered["label"].to_numpy(np.int64), score)
 
+    def only(self, mask: np.ndarray) -> Scored:
+        """Return the samples where a mask [N] is true."""
+        return Scored(self.row[mask], self.user[mask], self.label[mask], self.score[mask])
+
 
 class Key(NamedTuple):
-    """Where scores come from."""
+    """Seed, tested period and backbone of scores."""
 
     seed: int
     period: int
+    backbone: str = ""
+    """Name of the backbone where a study has several."""
 
 
 Runs = Mapping[Key, Scored]
@@ -61,78 +74,79 @@ class Comparison:
     high: float
     """Bootstrap percentile interval of the difference, not adjusted for the number of comparisons."""
     p: float
-    """Two-sided bootstrap p-value."""
+    """Two-sided p-value."""
     p_adjusted: float
     """p after Holm's correction over the comparisons made together (equal to p for a single one)."""
     periods: tuple[int, ...]
     """The tested periods that both strategies have."""
+    at_floor: bool = False
+    """Whether no resample was as extreme: p is then the least that so many resamples can show."""
 
-    @property
-    def verdict(self) -> str:
-        """Return the outcome in words."""
-        return verdict(self.difference, self.low, self.high, self.p_adjusted)
+    def words(self, noise: float | None = None) -> str:
+        """Return the verdict; see `verdict`."""
+        return verdict(self.difference, self.low, self.high, self.p_adjusted, noise, self.at_floor)
 
 
-def compare(first: Runs, second: Runs, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Comparison:
-    """Compare two strategies by a paired bootstrap over users; see `compare_all`."""
+def compare(
+    first: Runs, second: Runs, resamples: int = RESAMPLES, seed: int = 0, level: float = 1 - ALPHA
+) -> Comparison:
+    """Compare two strategies; see `compare_all`."""
     return compare_all({"first": first, "second": second}, "second", resamples, seed, level)["first"]
 
 
 def compare_all(
-    strategies: Mapping[str, Runs], reference: str, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    strategies: Mapping[str, Runs],
+    reference: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 1 - ALPHA,
 ) -> dict[str, Comparison]:
-    """Compare every strategy with the reference.
+    """Compare every strategy with the reference by the mean over periods of the difference of AUC.
 
-    Users are drawn with replacement; a draw reweights every period, seed and strategy alike, which keeps the
-    comparison paired and the dependence between a user's rows. The statistic is the mean over periods of the AUC,
-    averaged over a strategy's seeds: the interval speaks of other users, given these seeds.
+    The statistic is averaged over the seeds and backbones that both have; a strategy with a single one is compared
+    with each of the other's. All rows of a user, in all periods, stay together:
+
+    - interval: percentiles of a paired bootstrap over backbones, then seeds, then users (`resampling.bootstrap`);
+    - p: the larger of two. The permutation test swaps the two strategies for random users, exact for these seeds
+      (`resampling.signed`); the share of bootstrap differences that lie as far from the measured one as zero does
+      speaks of other seeds and backbones too.
 
     Args:
         strategies: scores by strategy, the reference among them.
         reference: name of the strategy that the others are compared with.
-        resamples: draws of the bootstrap; the smallest p-value is 2 / (resamples + 1).
+        resamples: draws of both; the smallest p-value is 1 / (resamples + 1).
         seed: seed of the draws; the result is a function of it and of the scores.
         level: of the intervals.
 
     Raises:
-        LsatError: when the reference is missing, two strategies share no period or scored different rows.
+        LsatError: when the reference is missing, or two strategies share no period or no seed, or scored different
+            samples.
     """
     if reference not in strategies:
         raise LsatError(f"significance: {reference!r} is not among {', '.join(strategies)}")
-    others = [name for name in strategies if name != reference]
-    shared = {n: _shared_periods(strategies[n], strategies[reference], n, reference) for n in others}
-    draws = _Draws(strategies, resamples, seed)
-    base_point, base = draws.aucs(reference)
-    found: dict[str, Comparison] = {}
-    for name in others:
-        point, replicates = draws.aucs(name)
-        periods = shared[name]
-        difference = _mean([point[t] - base_point[t] for t in periods])
-        spread = _mean([replicates[t] - base[t] for t in periods])
-        low, high, p = _interval(spread, level)
-        found[name] = Comparison(float(difference), low, high, p, p, periods)
-    adjusted = holm(np.array([found[n].p for n in others]))
-    return {
-        n: Comparison(c.difference, c.low, c.high, c.p, float(q), c.periods)
-        for (n, c), q in zip(found.items(), adjusted, strict=True)
+    base = strategies[reference]
+    tallies = {n: _Tally.of(n, runs, base, reference) for n, runs in strategies.items() if n != reference}
+    if not tallies:
+        return {}
+    users = {key.period: scored.user for key, scored in base.items()}
+    units = dict(zip(users, resampling.grouped(list(users.values()), seed), strict=True))
+    count = 1 + max(int(u.max()) for u in units.values())
+    drawn = resampling.user_draws(count, resamples, seed)
+    weights = {
+        n: resampling.replicate_draws([r.name for r in t.replicates], resamples, seed) for n, t in tallies.items()
     }
-
-
-def delong_per_period(first: Runs, second: Runs) -> pd.DataFrame:
-    """Return a DeLong test for each seed and period that both strategies have.
-
-    A strategy with a single seed is compared with every seed of the other. Columns: seed, period, difference, error, p,
-    p_adjusted (Holm over all rows of the frame).
-    """
-    rows = []
-    for key in sorted(set(first) | set(second)):
-        a, b = _at(first, key), _at(second, key)
-        if a is None or b is None:
+    for period, unit in units.items():
+        pairs = {n: t.pairs(strategies[n], base, period, unit) for n, t in tallies.items()}
+        flat = [pair for several in pairs.values() for pair in several.values()]
+        if not flat or len(set(flat[0].label.tolist())) < 2:  # a period of one class has no AUC
             continue
-        _same_rows(a, b, key.period)
-        rows.append({**key._asdict(), **delong.paired_test(a.label, a.score, b.score)._asdict()})
-    frame = pd.DataFrame(rows, columns=["seed", "period", "difference", "error", "p"])
-    return frame.assign(p_adjusted=holm(frame["p"].to_numpy(np.float64)))
+        found = iter(resampling.bootstrap(flat, drawn))
+        for name, several in pairs.items():
+            if several:
+                replicates = np.stack([next(found) for _ in several])
+                signs = np.mean([resampling.signed(p, count) for p in several.values()], axis=0)
+                tallies[name].add(replicates, weights[name][list(several)], signs)
+    return _concluded(tallies, resamples, seed, level)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -146,13 +160,32 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def verdict(difference: float, low: float, high: float, p: float, alpha: float = 0.05) -> str:
-    """Say whether a difference of AUC is one: `no difference`, `better by ..`, `worse by ..`, with interval and p."""
+def verdict(
+    difference: float, low: float, high: float, p: float, noise: float | None = None, at_floor: bool = False
+) -> str:
+    """Say in words whether a difference of AUC is one, with its interval and its p-value after Holm.
+
+    `better by` and `worse by` need both p below `ALPHA` and an interval without zero; `no difference` stands beside an
+    interval with zero only.
+
+    Args:
+        difference: of mean AUC.
+        low: lower end of its interval.
+        high: upper end of its interval.
+        p: adjusted p-value.
+        noise: noise floor; a smaller difference is none, whatever its p-value.
+        at_floor: whether p is the least that the resamples can show.
+    """
     if np.isnan(difference) or np.isnan(p):
         return "not comparable: a tested period has labels of one class only"
-    span = f"[{short(low, sign=True)}, {short(high, sign=True)}], p {short_p(p)}"
-    if p >= alpha:
-        return f"no difference ({short(difference, sign=True)} {span})"
+    signed = short(difference, sign=True)
+    span = f"[{short(low, sign=True)}, {short(high, sign=True)}], p {short_p(p, at_floor)}"
+    if noise is not None and abs(difference) < noise:
+        return f"below the noise floor ({signed} {span})"
+    if low <= 0 <= high:
+        return f"no difference ({signed} {span})"
+    if p >= ALPHA:
+        return f"not significant after Holm ({signed} {span})"
     return f"{'better' if difference > 0 else 'worse'} by {short(abs(difference))} {span}"
 
 
@@ -164,110 +197,106 @@ def short(value: float, digits: int = 4, sign: bool = False) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 and not text.lstrip("+-").startswith("1") else text
 
 
-def short_p(p: float) -> str:
-    """Write a p-value with its relation: `= .012`, `< .001`."""
+def short_p(p: float, at_floor: bool = False) -> str:
+    """Write a p-value with its relation: `= .012`, `< .001`, and at the floor of the resampling `< .00005`."""
+    if at_floor and p < 0.1:
+        digits = 1 - int(np.floor(np.log10(p)))  # two significant ones, rounded up: the bound must hold
+        text = f"{np.ceil(round(p * 10**digits, 6)) / 10**digits:.{digits}f}"
+        return f"< {text.rstrip('0').removeprefix('0')}"
     return "< .001" if p < 0.001 else f"= {short(p, 3)}" if p < 0.1 else f"= {short(p, 2)}"
 
 
-class _Draws:
-    """The bootstrap's user weights, drawn once and applied to every strategy."""
+class _Replicate(NamedTuple):
+    """A backbone and a seed of a comparison, and those of the two strategies that stand for it."""
 
-    CHUNK = 128  # draws at a time: keeps weights and cumulated sums within the cache
-
-    def __init__(self, strategies: Mapping[str, Runs], resamples: int, seed: int) -> None:
-        self._strategies, self._resamples, self._seed = strategies, resamples, seed
-        users = [scored.user for runs in strategies.values() for scored in runs.values()]
-        self._users = np.unique(np.concatenate([np.unique(u) for u in users]))
-
-    def aucs(self, name: str) -> tuple[dict[int, float], dict[int, np.ndarray]]:
-        """Return by period the AUC and its replicates [resamples], averaged over the strategy's seeds."""
-        runs = self._strategies[name]
-        by_period: dict[int, list[_Weighted]] = {}
-        for key in sorted(runs):
-            by_period.setdefault(key.period, []).append(_Weighted(runs[key], self._users))
-        whole = np.ones((len(self._users), 1), dtype=np.float32)
-        point = {t: float(_mean([w.auc(whole) for w in ws])[0]) for t, ws in by_period.items()}
-        parts: dict[int, list[np.ndarray]] = {t: [] for t in by_period}
-        for weights in self._chunks():
-            for t, ws in by_period.items():
-                parts[t].append(_mean([w.auc(weights) for w in ws]))
-        return point, {t: np.concatenate(p) for t, p in parts.items()}
-
-    def _chunks(self) -> Iterator[np.ndarray]:
-        """Yield how often each user was drawn, [users, draws] float32; the same sequence on every call."""
-        rng, users = np.random.default_rng(self._seed), len(self._users)
-        for begin in range(0, self._resamples, self.CHUNK):
-            size = min(self.CHUNK, self._resamples - begin)
-            drawn = rng.integers(0, users, size=(size, users)) + np.arange(size)[:, None] * users
-            counts = np.bincount(drawn.ravel(), minlength=size * users)
-            yield np.ascontiguousarray(counts.reshape(size, users).T, dtype=np.float32)
+    name: tuple[str, int]
+    first: tuple[str, int]
+    second: tuple[str, int]
 
 
-class _Weighted:
-    """The AUC of one set of scores as a function of the users' weights."""
+@dataclass
+class _Tally:
+    """What is summed up over periods for one comparison."""
 
-    def __init__(self, scored: Scored, users: np.ndarray) -> None:
-        user = np.searchsorted(users, scored.user)
-        truth = scored.label.astype(bool)
-        order = np.argsort(scored.score[~truth], kind="stable")
-        negative = scored.score[~truth][order]
-        self._negative_user = user[~truth][order]
-        self._positive_user = user[truth]
-        # How many negatives a positive outranks, and how many it outranks or ties with.
-        self._below = np.searchsorted(negative, scored.score[truth], side="left")
-        self._up_to = np.searchsorted(negative, scored.score[truth], side="right")
-        self._ties = bool((self._below != self._up_to).any())
+    periods: tuple[int, ...]
+    replicates: list[_Replicate]
+    total: np.ndarray | float = 0.0
+    """[draws], sum over periods of the difference of AUC."""
+    known: np.ndarray | float = 0.0
+    """[draws], periods that had both classes in a draw."""
+    signs: list[np.ndarray] = field(default_factory=list)
+    """One `resampling.signed` per period."""
 
-    def auc(self, weights: np.ndarray) -> np.ndarray:
-        """Return the AUC [draws] under user weights [users, draws]; NaN where a class has no weight."""
-        draws = weights.shape[1]
-        negatives = np.zeros((len(self._negative_user) + 1, draws), dtype=np.float32)
-        # Sums of whole numbers, exact in float32 up to 2**24 negatives.
-        np.cumsum(weights[self._negative_user], axis=0, out=negatives[1:])
-        positive = weights[self._positive_user]
-        outranked = negatives[self._below]
-        if self._ties:
-            outranked = 0.5 * (outranked + negatives[self._up_to])
-        np.multiply(outranked, positive, out=outranked)
-        total = positive.sum(axis=0, dtype=np.float64) * negatives[-1].astype(np.float64)
+    @classmethod
+    def of(cls, name: str, first: Runs, second: Runs, reference: str) -> _Tally:
+        periods = tuple(sorted({k.period for k in first} & {k.period for k in second}))
+        if not periods:
+            raise LsatError(f"significance: {name} and {reference} were tested on no common period")
+        for t in periods:
+            head = next(s for k, s in second.items() if k.period == t)
+            for other in (s for runs in (first, second) for k, s in runs.items() if k.period == t):
+                _same_samples(head, other, t)
+        backbones = _matched({k.backbone for k in first}, {k.backbone for k in second})
+        seeds = _matched({k.seed for k in first}, {k.seed for k in second})
+        if not backbones or not seeds:
+            raise LsatError(f"significance: {name} and {reference} share no seed or no backbone; run both for one")
+        several = [len({k.backbone for k in first}) > 1, len({k.seed for k in first}) > 1]
+        replicates = [
+            _Replicate((b1 if several[0] else b2, s1 if several[1] else s2), (b1, s1), (b2, s2))
+            for b1, b2 in backbones
+            for s1, s2 in seeds
+        ]
+        return cls(periods, replicates)
+
+    def pairs(self, first: Runs, second: Runs, period: int, unit: np.ndarray) -> dict[int, Pair]:
+        """Return the scores of a period by replicate, where both strategies have them."""
+        found = {}
+        for i, replicate in enumerate(self.replicates):
+            a, b = (
+                runs.get(Key(seed, period, backbone))
+                for runs, (backbone, seed) in ((first, replicate.first), (second, replicate.second))
+            )
+            if a is not None and b is not None:
+                found[i] = Pair(unit, a.label, a.score, b.score)
+        return found
+
+    def add(self, replicates: np.ndarray, weights: np.ndarray, signs: np.ndarray) -> None:
+        """Add one period: differences and weights [replicates, draws], and signed contributions [units]."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return outranked.sum(axis=0, dtype=np.float64) / np.where(total == 0, np.nan, total)
+            mean = (weights * replicates).sum(axis=0) / weights.sum(axis=0)
+        self.total = self.total + np.nan_to_num(mean)
+        self.known = self.known + ~np.isnan(mean)
+        self.signs.append(signs)
 
 
-def _mean(parts: list) -> np.ndarray:
-    """Return the mean of numbers or arrays, leaving out NaN entry by entry."""
-    table = np.asarray(parts, dtype=np.float64)
-    known = ~np.isnan(table)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, table, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+def _concluded(tallies: Mapping[str, _Tally], resamples: int, seed: int, level: float) -> dict[str, Comparison]:
+    """Return the comparisons with their intervals, p-values and Holm's correction over all of them."""
+    known = {n: t for n, t in tallies.items() if t.signs}
+    nan = float("nan")
+    found = {n: Comparison(nan, nan, nan, nan, nan, t.periods) for n, t in tallies.items()}
+    if known:
+        signs = np.stack([np.mean(t.signs, axis=0) for t in known.values()])
+        nulls = resampling.swapped(signs, resamples, seed)
+        for (name, tally), difference, null in zip(known.items(), signs.sum(axis=1), nulls, strict=True):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                spread = tally.total / tally.known
+            low, high = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2])
+            tests = [resampling.p_value(difference, n) for n in (null, spread - difference)]
+            p, at_floor = max(tests)[0], all(least for _, least in tests)
+            found[name] = Comparison(float(difference), float(low), float(high), p, p, tally.periods, at_floor)
+    adjusted = holm(np.array([c.p for c in found.values()]))
+    return {n: replace(c, p_adjusted=float(q)) for (n, c), q in zip(found.items(), adjusted, strict=True)}
 
 
-def _interval(replicates: np.ndarray, level: float) -> tuple[float, float, float]:
-    known = replicates[~np.isnan(replicates)]
-    if len(known) == 0:
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    tail = 1 + min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return float(low), float(high), min(1.0, 2 * tail / (len(known) + 1))
+def _matched(first: set[Any], second: set[Any]) -> list[tuple[Any, Any]]:
+    """Return which of the one goes with which of the other: a single one with all, else the shared ones."""
+    if len(second) == 1:
+        return [(a, b) for a in sorted(first) for b in second]
+    if len(first) == 1:
+        return [(a, b) for a in first for b in sorted(second)]
+    return [(a, a) for a in sorted(first & second)]
 
 
-def _at(runs: Runs, key: Key) -> Scored | None:
-    """Return the scores at a key; a strategy with one seed has them for every seed."""
-    seeds = {k.seed for k in runs}
-    return runs.get(Key(next(iter(seeds)), key.period) if len(seeds) == 1 else key)
-
-
-def _shared_periods(first: Runs, second: Runs, name: str, reference: str) -> tuple[int, ...]:
-    periods = sorted({k.period for k in first} & {k.period for k in second})
-    if not periods:
-        raise LsatError(f"significance: {name} and {reference} were tested on no common period")
-    for t in periods:
-        head = next(s for k, s in first.items() if k.period == t)
-        for other in (s for runs in (first, second) for k, s in runs.items() if k.period == t):
-            _same_rows(head, other, t)
-    return tuple(periods)
-
-
-def _same_rows(first: Scored, second: Scored, period: int) -> None:
+def _same_samples(first: Scored, second: Scored, period: int) -> None:
     if not np.array_equal(first.row, second.row) or not np.array_equal(first.label, second.label):
-        raise LsatError(f"significance: period {period}: the strategies scored different rows; score them again")
+        raise LsatError(f"significance: period {period}: the strategies scored different samples; score them again")

@@ -8,10 +8,14 @@ from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: Path, noise: float | None = None) -> Path:
     """Build a run's report: `figures/*.svg|png|csv` and `report.html`.
 
     A part whose file is missing is left out, and a line of the report says so.
+
+    Args:
+        run_dir: the run folder.
+        noise: noise floor, printed under the tables (`tables.noise_line`); None where it was not measured.
 
     Returns:
         the path of `report.html`.
@@ -28,8 +32,8 @@ def write(run_dir: Path) -> Path:
     run = RunFolder(run_dir)
     table = None
     if run.metrics is not None and not run.metrics.empty:
-        table = tables.mean_auc(run.metrics, run.scores)
-    drawn, missing = figures.draw(run, table)
-    extra = study.sections(run)
+        table = tables.mean_auc(run.metrics, run.scores, noise=noise)
+    drawn, missing = figures.draw(run, table, noise)
+    extra = study.sections(run, noise)
     figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")
-    return write_atomic(run_dir / "report.html", html.page(run, table, drawn, missing, extra))
+    return write_atomic(run_dir / "report.html", html.page(run, table, drawn, missing, extra, noise))

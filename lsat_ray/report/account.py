@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ STAGES = ("train", "score", "search", "encode", "publish", "serve", "backbone", 
 """Stages by precedence: where several run at once, the wall clock is booked to the first of them."""
 
 GOODPUT = ("train", "score")
-"""Stages that are the work itself."""
+"""Stages that count as useful work."""
 
 REST = "unaccounted"
 """Name of the wall clock that no timed stage covers."""
@@ -30,7 +30,7 @@ def wall_clock(timings: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         columns stage, seconds (wall clock; they add up to the whole), share (of the whole), worker_seconds (the plain
-        sum over rows, which counts parallel work once a worker).
+        sum over rows, which counts parallel work once per worker).
     """
     rows = timings[timings["seconds"] > 0]
     if rows.empty:
@@ -94,13 +94,8 @@ def training(
         columns strategy, trainings, training_seconds; empty where nothing tells which strategy a training was for.
     """
     trained = timings[timings["stage"] == "train"].groupby("subject")["seconds"].sum()
-    owners: dict[str, set[str]] = {name: {name} for name in strategies}
-    for record in ledger:
-        adapters = record.get("adapters") or []
-        digests = adapters.values() if isinstance(adapters, dict) else adapters
-        if record.get("strategy") in owners:
-            owners[record["strategy"]].update(d for d in digests if isinstance(d, str))
-    found = {name: sorted(d for d in digests if d in trained.index) for name, digests in owners.items()}
+    owned = _adapters(ledger, strategies)
+    found = {name: sorted(d for d in {name} | digests if d in trained.index) for name, digests in owned.items()}
     return pd.DataFrame(
         [
             {"strategy": s, "trainings": len(d) / seeds, "training_seconds": float(trained[d].sum()) / seeds}
@@ -109,6 +104,56 @@ def training(
         ],
         columns=["strategy", "trainings", "training_seconds"],
     )
+
+
+def fits(
+    ledger: list[dict[str, Any]], facts: Mapping[str, Mapping[str, Any]], strategies: Iterable[str]
+) -> pd.DataFrame:
+    """Return how long the adapters of each strategy were trained, and whether the budget cut them short.
+
+    Args:
+        ledger: the run's records; those with `strategy` and `adapters` say whose an adapter is.
+        facts: by adapter digest: `steps` and `stopped_by` (`patience` or `budget`), as in the manifests.
+        strategies: names of the strategies.
+
+    Returns:
+        columns strategy, steps (mean optimizer steps per adapter), stopped_by_patience (share of the adapters); NaN
+        where no adapter says it.
+    """
+    rows = []
+    for name, digests in _adapters(ledger, strategies).items():
+        mine = [facts[d] for d in sorted(digests) if d in facts]
+        steps = [f["steps"] for f in mine if f.get("steps") is not None]
+        stopped = [f["stopped_by"] == "patience" for f in mine if f.get("stopped_by") is not None]
+        means = (float(np.mean(v)) if v else float("nan") for v in (steps, stopped))
+        rows.append((name, *means))
+    return pd.DataFrame(rows, columns=["strategy", "steps", "stopped_by_patience"])
+
+
+def kind_of(spec: Mapping[str, Any]) -> str:
+    """Return in words how an adapter is trained, from the spec in its manifest; learning curves are drawn per kind."""
+    if spec.get("kind") == "classical":
+        return str(spec["model"])
+    if spec.get("frozen"):
+        return "cumulative"
+    if spec.get("regulariser"):
+        return "continued, regularised"
+    if spec.get("replay"):
+        return "continued, old samples replayed"
+    if spec.get("init"):
+        return "continued"
+    return "fresh, one period" if len({period for period, _ in spec["train"]}) == 1 else "fresh, several periods"
+
+
+def _adapters(ledger: list[dict[str, Any]], strategies: Iterable[str]) -> dict[str, set[str]]:
+    """Return the digests of the adapters that each strategy needs by itself."""
+    found: dict[str, set[str]] = {name: set() for name in strategies}
+    for record in ledger:
+        adapters = record.get("adapters") or []
+        digests = adapters.values() if isinstance(adapters, dict) else adapters
+        if record.get("strategy") in found:
+            found[record["strategy"]].update(d for d in digests if isinstance(d, str))
+    return found
 
 
 def _order(stages: list[str]) -> list[str]:

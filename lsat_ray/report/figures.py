@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from lsat_ray.report.folder import RunFolder
 from lsat_ray.report.style import (
     BLUE,
     GREY,
+    ORANGE,
     STAGE_COLOURS,
     Drawn,
     drawing,
@@ -26,21 +28,22 @@ from lsat_ray.report.style import (
     look,
     save,
 )
-from lsat_ray.report.tables import NAIVE, ORACLE, REFERENCE
+from lsat_ray.report.tables import ORACLE, REFERENCE, has_model, is_difference
 
 CROWD = 14
 """More strategies than that cannot be told apart as lines."""
 
 
-def draw(run: RunFolder, table: pd.DataFrame | None) -> tuple[list[Drawn], list[str]]:
+def draw(run: RunFolder, table: pd.DataFrame | None, noise: float | None = None) -> tuple[list[Drawn], list[str]]:
     """Draw everything that the run has files for.
 
     Args:
         run: the run folder.
         table: `tables.mean_auc` of it.
+        noise: noise floor, see `tables.noise_line`.
 
     Returns:
-        the figures in the report's order, and a line for each one that is left out.
+        the figures in the report's order, and one line per figure that is left out.
     """
     drawn: list[Drawn] = []
     missing: list[str] = []
@@ -49,13 +52,17 @@ def draw(run: RunFolder, table: pd.DataFrame | None) -> tuple[list[Drawn], list[
     else:
         drawn.append(auc_per_period(run.metrics))
         if table["delta"].notna().any():
-            drawn.append(differences(table))
+            drawn.append(differences(table, noise=noise))
         else:
             missing.append(f"Differences from {REFERENCE}: scores of {REFERENCE} and of another strategy are needed")
     if run.coefficients is None or run.coefficients.empty:
         missing.append("Chosen coefficients: the run has no search/coefficients.parquet")
     else:
         drawn.append(coefficients(run.coefficients))
+    if curves := learning_curves(run.manifests):
+        drawn.append(curves)
+    else:
+        missing.append("Learning curves: no adapter's manifest holds the validations of its training")
     if run.timings is None or run.timings.empty:
         missing.append("Cost per period, wall clock and frontier: the run has no timings.parquet")
         return drawn, missing
@@ -87,7 +94,7 @@ def auc_per_period(metrics: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
     """
     wide = metrics.pivot_table(index="period", columns="strategy", values="auc", aggfunc="mean")
     order = wide.mean().sort_values(ascending=False).index.tolist()
-    adapted = [s for s in order if s not in (*NAIVE, ORACLE, "frozen")]
+    adapted = [s for s in order if has_model(s) and s != "frozen"]
     panels = reference in adapted and len(adapted) > 1
     named = order if len(order) <= CROWD else [s for s in order if familiar(s)]
     with drawing():
@@ -116,12 +123,13 @@ def auc_per_period(metrics: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
     return Drawn("auc_per_period", "AUC per period", caption, figure, data)
 
 
-def differences(table: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
+def differences(table: pd.DataFrame, reference: str = REFERENCE, noise: float | None = None) -> Drawn:
     """Draw every strategy's difference of mean AUC from the reference with its interval.
 
     Args:
         table: `tables.mean_auc`.
         reference: what was subtracted.
+        noise: noise floor, drawn as a band around zero.
     """
     rows = table[table["delta"].notna()].sort_values("delta", ignore_index=True)
     with drawing():
@@ -132,8 +140,10 @@ def differences(table: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.axvline(0, color="#444444", lw=0.8)
+        if noise is not None:
+            axes.axvspan(-noise, noise, color="#eeeeee", lw=0)
         for y, row in enumerate(rows.to_dict("records")):
-            sure = row["p_adjusted"] < 0.05
+            sure = is_difference(row["verdict"])
             colour = BLUE if sure else GREY
             axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, lw=1.6)
             axes.plot(row["delta"], y, "o", color=colour, ms=5, mfc=colour if sure else "white")
@@ -141,9 +151,11 @@ def differences(table: pd.DataFrame, reference: str = REFERENCE) -> Drawn:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel(f"mean AUC minus that of {reference}")
     caption = (
-        "95 % intervals from a paired bootstrap over users. Filled: different after Holm's correction at .05; "
-        "hollow: no difference found."
+        "95 % intervals from a paired bootstrap by user. Filled: different after Holm's correction at .05; hollow: not "
+        "significant."
     )
+    if noise is not None:
+        caption += " Within the grey band, the noise floor, a difference is none."
     columns = ["strategy", "delta", "ci_low", "ci_high", "p", "p_adjusted", "verdict"]
     return Drawn("differences", f"Difference from {reference}", caption, figure, rows[columns])
 
@@ -192,6 +204,57 @@ def coefficients(tried: pd.DataFrame) -> Drawn:
     return Drawn("coefficients", "Chosen coefficients", caption, figure, data)
 
 
+def learning_curves(manifests: Iterable[Mapping[str, Any]]) -> Drawn | None:
+    """Draw the validation AUC of every adapter over its optimizer steps, one panel per kind of adapter.
+
+    Args:
+        manifests: of the adapters: `digest`, `spec`, and `facts` with `history` (step, mean loss, validation AUC),
+            `best_step` and, where recorded, `stopped_by` (`patience` or `budget`).
+
+    Returns:
+        the figure, with one row of data per validation; None where no adapter has a history. Adapters whose validation
+        rows are of one class have no AUC and are left out.
+    """
+    rows = [
+        {
+            "kind": account.kind_of(m["spec"]),
+            "digest": m["digest"],
+            "step": step,
+            "loss": loss,
+            "auc": auc,
+            "best": step == m["facts"].get("best_step"),
+            "stopped_by": m["facts"].get("stopped_by", ""),
+        }
+        for m in manifests
+        for step, loss, auc in m["facts"].get("history") or []
+    ]
+    data = pd.DataFrame(rows, columns=["kind", "digest", "step", "loss", "auc", "best", "stopped_by"])
+    data = data[data.groupby("digest")["auc"].transform("min") >= 0].reset_index(drop=True)
+    if data.empty:
+        return None
+    kinds = sorted(data["kind"].unique())
+    with drawing():
+        height = 0.5 + 1.7 * len(kinds)
+        figure = Figure(figsize=(8.4, height))
+        panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
+        figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.25 / height, bottom=0.45 / height, hspace=0.55)
+        for axes, kind in zip(panels, kinds, strict=True):
+            adapters = [one for _, one in data[data["kind"] == kind].groupby("digest")]
+            ended = [one["stopped_by"].iloc[0] for one in adapters]
+            for one, why in zip(adapters, ended, strict=True):
+                colour = ORANGE if why == "budget" else BLUE
+                axes.plot(one["step"], one["auc"], color=colour, lw=0.8, alpha=0.5)
+                best = one[one["best"]]
+                axes.plot(best["step"], best["auc"], "o", color=colour, ms=3)
+            patient = f", {ended.count('patience')} stopped by patience" if any(ended) else ""
+            axes.set_title(f"{kind}: {len(adapters)} adapters{patient}")
+            axes.set_ylabel("validation AUC")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].set_xlabel("optimizer step")
+    caption = "One line per adapter, a dot at the step that was kept. Orange: the budget ended before patience did."
+    return Drawn("learning_curves", "Learning curves", caption, figure, data)
+
+
 def cost_per_period(timings: pd.DataFrame) -> Drawn:
     """Draw the worker-seconds of every period, by stage."""
     table = account.per_period(timings[timings["stage"] != "idle"])
@@ -209,7 +272,7 @@ def cost_per_period(timings: pd.DataFrame) -> Drawn:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(*_reversed(axes), loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
     data = table.reset_index().melt(id_vars="period", var_name="stage", value_name="seconds")
-    caption = "Seconds of work by stage, summed over workers: work done in parallel counts once a worker."
+    caption = "Seconds of work by stage, summed over workers: work done in parallel counts once per worker."
     return Drawn("cost_per_period", "Cost per period", caption, figure, data)
 
 
@@ -285,7 +348,7 @@ def _lines(axes: Axes, wide: pd.DataFrame, order: list[str]) -> None:
 
 
 def _tiles(axes: Axes, delta: pd.DataFrame) -> None:
-    """Draw differences as coloured tiles, a row per strategy, purple for better and orange for worse."""
+    """Draw differences as coloured tiles, one line per strategy, purple for better and orange for worse."""
     limit = float(np.nanmax(np.abs(delta.to_numpy()))) or 1.0
     half = np.diff(delta.index.to_numpy(np.float64)).min() / 2 if len(delta) > 1 else 0.5
     edges = np.r_[delta.index.to_numpy(np.float64) - half, delta.index[-1] + half]

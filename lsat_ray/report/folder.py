@@ -1,4 +1,4 @@
-"""A run folder, read: everything that the report draws, and nothing else."""
+"""Read what the report needs from a run folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunFolder:
 
     Files: `metrics.parquet`, `timings.parquet`, `search/coefficients.parquet`,
     `scores/<strategy>/seed<k>/period<tt>.parquet`, `config.resolved.yaml`, `versions.json`, `ledger.jsonl`,
-    `table2.csv` and `study/<figure>.csv`.
+    `adapters/<digest>/manifest.json`, `table2.csv` and `study/<figure>.csv`.
     """
 
     path: Path
@@ -99,6 +99,17 @@ class RunFolder:
             if frame is not None:
                 found.setdefault(strategy, {})[Key(int(seed), int(period))] = Scored.of(frame)
         return dict(found)
+
+    @cached_property
+    def manifests(self) -> list[dict[str, Any]]:
+        """Manifests of the adapters, by digest; empty when none are kept."""
+        found = []
+        for file in sorted((self.path / "adapters").glob("*/manifest.json")):
+            try:
+                found.append(json.loads(file.read_text()))
+            except json.JSONDecodeError as error:
+                raise LsatError(f"{file}: not JSON ({error}); delete the folder, the next run trains it") from error
+        return found
 
     def table(self, name: str) -> pd.DataFrame | None:
         """Return a table of the study (`table2`, or `fig2` .. `fig5` under `study/`), or None."""

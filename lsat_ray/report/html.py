@@ -60,6 +60,7 @@ def page(
     drawn: Sequence[Drawn],
     missing: Sequence[str],
     extra: Sequence[StudyPart] = (),
+    noise: float | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -67,14 +68,17 @@ def page(
         run: the run folder.
         table: `tables.mean_auc`, or None without metrics.
         drawn: the figures, in order, saved under `figures/`.
-        missing: a line for each part that is left out.
+        missing: one line per part that is left out.
         extra: the study's tables and figures.
+        noise: noise floor, see `tables.noise_line`.
     """
     folder = run.path / "figures"
     sections = [
         Section("Mean AUC", note="Left out: the run has no metrics.parquet.")
         if table is None
-        else Section("Mean AUC", table=strategy_grid(table), caption=_MEAN_CAPTION),
+        else Section(
+            "Mean AUC", table=strategy_grid(table), caption=f"{_MEAN_CAPTION} {tables.noise_line(noise)}".rstrip()
+        ),
     ]
     sections += [Section(d.title, svg=inline(d, folder), caption=d.caption) for d in drawn if d.name != "wall_clock"]
     for part in extra:
@@ -98,30 +102,32 @@ def page(
 
 
 _MEAN_CAPTION = (
-    "Unweighted mean of the AUC over the tested periods. Differences are paired; their 95 % intervals and p-values "
-    "come from a bootstrap over users, p after Holm's correction over all rows. Grey rows need no model, or know the "
-    "truth."
+    "Unweighted mean of the AUC over the tested periods; GAUC is the AUC within users. Differences are paired. Their "
+    "95 % intervals come from a bootstrap by user (and by seed and backbone where there are several). p is the larger "
+    "of the bootstrap's and a permutation test's by user, after Holm's correction over all rows. Grey rows need no "
+    "model, or know the truth."
 )
 
 
 def strategy_grid(table: pd.DataFrame) -> Grid:
     """Return `tables.mean_auc` as the page shows it."""
-    heads = ("strategy", "mean AUC", "sd over seeds", "log-loss", "accuracy", "against full retraining")
+    numbers = {
+        "mean AUC": ("mean_auc", 4),
+        "sd over seeds": ("sd_seeds", 4),
+        "GAUC": ("gauc", 4),
+        "log-loss": ("log_loss", 4),
+        "accuracy": ("accuracy", 3),
+        "ECE": ("ece", 4),
+    }
     rows = [
         Row(
-            (
-                r["strategy"],
-                short(r["mean_auc"]),
-                short(r["sd_seeds"]),
-                short(r["log_loss"]),
-                short(r["accuracy"], 3),
-                r["verdict"],
-            ),
-            dim=r["strategy"] in (*tables.NAIVE, tables.ORACLE),
+            (r["strategy"], *(short(r[column], digits) for column, digits in numbers.values()), r["verdict"]),
+            dim=not tables.has_model(r["strategy"]),
         )
         for r in table.to_dict("records")
     ]
-    return Grid(tuple(Column(h, number=0 < i < 5) for i, h in enumerate(heads)), tuple(rows))
+    heads = (Column("strategy"), *(Column(n, number=True) for n in numbers), Column("against full retraining"))
+    return Grid(heads, tuple(rows))
 
 
 def frame_grid(frame: pd.DataFrame) -> Grid:

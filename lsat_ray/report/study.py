@@ -1,15 +1,4 @@
-"""The LSAT paper's evaluation as tables and figures: Table 2 and Figures 2 to 5 (methods.md 2 and 8).
-
-Figures 2, 3 and 4 are made from **cross scores**: one frame with a row per scored sample and the columns
-
-    strategy  str    name, with the backbone's before it where several are compared (`mf/full-retraining`)
-    seed      int
-    trained   int    t, the last period that the model has learnt from (0: from none)
-    tested    int    the period that the row is of
-    item      int    target item
-    label     int    0 or 1
-    score     float  higher for a likelier like
-"""
+"""The study as tables and parts of the report: Table 2 of the LSAT paper, what a score costs, merges (methods.md 2)."""
 
 from __future__ import annotations
 
@@ -19,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
 from lsat_ray.errors import LsatError
-from lsat_ray.evaluation import metrics as measure
-from lsat_ray.evaluation.significance import Runs
+from lsat_ray.evaluation.metrics import auc
+from lsat_ray.evaluation.significance import RESAMPLES, Key, Runs, Scored
 from lsat_ray.files import write_atomic
+from lsat_ray.report.cross import draw_curve, draw_warm_and_cold
 from lsat_ray.report.folder import RunFolder
-from lsat_ray.report.style import BLUE, ORANGE, Drawn, drawing, label_ends, look
-from lsat_ray.report.tables import REFERENCE, mean_auc
+from lsat_ray.report.style import Drawn
+from lsat_ray.report.tables import REFERENCE, mean_auc, noise_line
 
 PAPER: Mapping[str, Mapping[str, float]] = {
     "ml-1m": {
@@ -63,11 +51,16 @@ TABLE2 = [
     "verdict",
     "trainings",
     "training_seconds",
+    "gauc",
+    "log_loss",
+    "ece",
+    "steps",
+    "stopped_by_patience",
 ]
 """Columns of `table2.csv`."""
 
-CROSS = ["strategy", "seed", "trained", "tested", "item", "label", "score"]
-"""Columns of cross scores that are needed."""
+USERS = "validation_users"
+"""Column of `table2` where the users of the validation splits are given."""
 
 
 @dataclass(frozen=True)
@@ -85,28 +78,92 @@ def table2(
     scores: Mapping[str, Runs],
     trainings: pd.DataFrame,
     reference: str = REFERENCE,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
+    fits: pd.DataFrame | None = None,
+    validation_users: float | None = None,
+    noise: float | None = None,
 ) -> pd.DataFrame:
     """Return Table 2: the paper's rows in the paper's order, then the others, best first.
 
     Args:
-        metrics: columns strategy, period, seed, auc.
+        metrics: columns of `metrics.parquet`.
         scores: by strategy, for the paired tests.
         trainings: columns strategy, trainings (adapters that the strategy needs by itself), training_seconds.
         reference: the strategy that the others are compared with.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: of the bootstrap and of the permutation test.
+        seed: of both.
+        fits: columns strategy, steps, stopped_by_patience (`account.fits`).
+        validation_users: mean number of users in V_t, on which steps and merge weights are chosen.
+        noise: noise floor, see `tables.noise_line`.
 
     Returns:
-        `TABLE2`. ci_low and ci_high bound delta, the paired difference of mean AUC from the reference;
-        p_adjusted is Holm's over all rows.
+        `TABLE2`, and `USERS` where it is given. ci_low and ci_high bound delta, the paired difference of mean AUC from
+        the reference; p_adjusted is Holm's over all rows; steps is the mean per adapter, stopped_by_patience the share
+        of the row's adapters that the budget did not cut short (both NaN without `fits`).
     """
-    table = mean_auc(metrics, scores, reference, resamples, seed)
+    table = mean_auc(metrics, scores, reference, resamples, seed, noise)
     table = table.merge(trainings[["strategy", "trainings", "training_seconds"]], on="strategy", how="left")
+    if fits is None:
+        fits = pd.DataFrame(columns=["strategy", "steps", "stopped_by_patience"])
+    table = table.merge(fits.astype({"steps": float, "stopped_by_patience": float}), on="strategy", how="left")
     order = {name: i for i, name in enumerate(PAPER["ml-1m"])}
     rank = table["strategy"].map(lambda s: order.get(s, len(order)))
-    return table.assign(rank=rank).sort_values("rank", kind="stable", ignore_index=True)[TABLE2]
+    table = table.assign(rank=rank).sort_values("rank", kind="stable", ignore_index=True)[TABLE2]
+    return table if validation_users is None else table.assign(**{USERS: validation_users})
+
+
+def by_slice(
+    scores: Mapping[str, Runs],
+    masks: Mapping[int, Mapping[str, np.ndarray]],
+    reference: str = REFERENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    noise: float | None = None,
+) -> pd.DataFrame:
+    """Return the table of mean AUC on slices of the tested samples: active and inactive users, new and returning ones.
+
+    Args:
+        scores: by strategy.
+        masks: by tested period and slice, [rows of D_t] in their order (`evaluation.slices.user_slices`).
+        reference: the strategy that the others are compared with, within each slice.
+        resamples: of the bootstrap and of the permutation test.
+        seed: of both.
+        noise: noise floor, see `tables.noise_line`.
+
+    Returns:
+        columns slice, rows (samples of all periods), users, then those of `tables.mean_auc`; slices without samples are
+        left out.
+
+    Raises:
+        LsatError: when scores and masks do not fit, or rows are on different samples.
+    """
+    blocks = []
+    for name in dict.fromkeys(name for masks_of in masks.values() for name in masks_of):
+        sliced: dict[str, dict[Key, Scored]] = {s: {} for s in scores}
+        for strategy, runs in scores.items():
+            for key, scored in runs.items():
+                mask = masks.get(key.period, {}).get(name)
+                if mask is None or len(mask) != len(scored.row):
+                    raise LsatError(f"slice {name}: no mask for the {len(scored.row)} samples of period {key.period}")
+                if mask.any():
+                    sliced[strategy][key] = scored.only(mask)
+        frame = pd.DataFrame(
+            [
+                {"strategy": s, "period": k.period, "seed": k.seed, "rows": len(v.row), "auc": auc(v.label, v.score)}
+                for s, runs in sliced.items()
+                for k, v in runs.items()
+            ]
+        )
+        if frame.empty:
+            continue
+        table = mean_auc(frame, sliced, reference, resamples, seed, noise)
+        one = {k.period: v for k, v in next(iter(sliced.values())).items()}
+        table.insert(0, "slice", name)
+        table.insert(1, "rows", sum(len(v.row) for v in one.values()))
+        table.insert(2, "users", len(np.unique(np.concatenate([v.user for v in one.values()]))))
+        blocks.append(table)
+    return pd.concat(blocks, ignore_index=True)
 
 
 def beside_paper(table: pd.DataFrame, log: str, reference: str = REFERENCE) -> pd.DataFrame:
@@ -127,7 +184,7 @@ def beside_paper(table: pd.DataFrame, log: str, reference: str = REFERENCE) -> p
 
 
 def frontier(table: pd.DataFrame, passes: Mapping[str, int]) -> pd.DataFrame:
-    """Return what each strategy's AUC costs: trainings and their seconds (a seed), forward passes a score.
+    """Return what each strategy's AUC costs: trainings and their seconds (per seed), forward passes per score.
 
     Args:
         table: `table2`.
@@ -139,7 +196,11 @@ def frontier(table: pd.DataFrame, passes: Mapping[str, int]) -> pd.DataFrame:
 
 
 def against_ensemble(
-    metrics: pd.DataFrame, scores: Mapping[str, Runs], ensemble: str, merged: Sequence[str]
+    metrics: pd.DataFrame,
+    scores: Mapping[str, Runs],
+    ensemble: str,
+    merged: Sequence[str],
+    noise: float | None = None,
 ) -> pd.DataFrame:
     """Return how close single-pass merges come to the two-pass ensemble of the same adapters, closest first.
 
@@ -148,6 +209,7 @@ def against_ensemble(
         scores: by strategy.
         ensemble: name of the output ensemble.
         merged: names of the merges in parameter space.
+        noise: noise floor, see `tables.noise_line`.
 
     Returns:
         columns strategy, score_gap (mean absolute difference of P(like)), rank_correlation (Spearman's, mean over
@@ -155,7 +217,7 @@ def against_ensemble(
         verdict.
     """
     rows = metrics[metrics["strategy"].isin([ensemble, *merged])]
-    table = mean_auc(rows, scores, ensemble)
+    table = mean_auc(rows, scores, ensemble, noise=noise)
     table = table[table["strategy"] != ensemble].reset_index(drop=True)
     near = {}
     for name in merged:
@@ -178,48 +240,6 @@ def against_ensemble(
     return table.sort_values("score_gap", kind="stable", ignore_index=True)[order]
 
 
-def curve_on(cross: pd.DataFrame, tested: int, items: np.ndarray | None = None) -> pd.DataFrame:
-    """Return the AUC on one period of every period's model (Fig. 2), or on some of its rows (Fig. 4).
-
-    Args:
-        cross: cross scores.
-        tested: the period that every model is tested on, the last one in the paper.
-        items: keep rows of these target items only; Fig. 4 takes the targets of D_1..D_10
-            (`evaluation.warmcold.seen_items`), a fixed set for all models, where the paper's code lets it grow.
-
-    Returns:
-        columns strategy, seed, trained, auc, rows; models that have learnt from the tested period are left out.
-
-    Raises:
-        LsatError: when a column is missing.
-    """
-    _needs(cross)
-    rows = cross[(cross["tested"] == tested) & (cross["trained"] < tested)]
-    if items is not None:
-        rows = rows[rows["item"].isin(items)]
-    return _aucs(rows, ["strategy", "seed", "trained"])
-
-
-def warm_and_cold(cross: pd.DataFrame, trained: int, warm: np.ndarray) -> pd.DataFrame:
-    """Return the AUC on warm and on cold items of one period's model on all later periods together (Fig. 3).
-
-    Args:
-        cross: cross scores.
-        trained: the model's period, 15 of 20 in the paper.
-        warm: target items of D_1..D_trained (`evaluation.warmcold.seen_items`).
-
-    Returns:
-        columns strategy, seed, split (`warm` or `cold`), auc, rows.
-
-    Raises:
-        LsatError: when a column is missing.
-    """
-    _needs(cross)
-    rows = cross[(cross["trained"] == trained) & (cross["tested"] > trained)]
-    split = np.where(rows["item"].isin(warm), "warm", "cold")
-    return _aucs(rows.assign(split=split), ["strategy", "seed", "split"])
-
-
 def write(run_dir: Path, **tables: pd.DataFrame) -> list[Path]:
     """Write the study's tables where the report looks for them: `table2.csv`, and `study/<name>.csv` for the others.
 
@@ -236,13 +256,19 @@ def write(run_dir: Path, **tables: pd.DataFrame) -> list[Path]:
     return written
 
 
-def sections(run: RunFolder) -> list[StudyPart]:
-    """Return the study's parts that the run folder has; none for a plain replay."""
+def sections(run: RunFolder, noise: float | None = None) -> list[StudyPart]:
+    """Return the study's parts that the run folder has; none for a plain replay.
+
+    Args:
+        run: the run folder.
+        noise: noise floor, printed under Table 2 (`tables.noise_line`).
+    """
     parts = []
     known = {"table2", "fig2", "fig3", "fig4"}
     table = run.table("table2")
     if table is not None:
-        parts.append(StudyPart("Table 2", "delta is the difference from full retraining, with its interval.", table))
+        caption = f"delta is the difference from full retraining, with its interval. {noise_line(noise)}".rstrip()
+        parts.append(StudyPart("Table 2", caption, table))
     drawers = {
         "fig2": lambda t: draw_curve(t, "fig2", "Every period's model on the last period (Fig. 2)"),
         "fig3": draw_warm_and_cold,
@@ -257,80 +283,3 @@ def sections(run: RunFolder) -> list[StudyPart]:
         if file.stem not in known:
             parts.append(StudyPart(file.stem, table=pd.read_csv(file)))
     return parts
-
-
-def draw_curve(
-    table: pd.DataFrame, name: str, title: str, x: str = "trained", label: str = "last period learnt from"
-) -> Drawn:
-    """Draw the AUC of every strategy over a number: the update period (Fig. 2 and 4), drift strength, a lag.
-
-    Args:
-        table: columns strategy, seed, auc and `x`; the line is the mean over seeds, the band their range.
-        name: file name of the figure.
-        title: of the figure.
-        x: column of the horizontal axis.
-        label: of that axis.
-    """
-    groups = table.groupby(["strategy", x])["auc"]
-    mean, low, high = (getattr(groups, f)().unstack("strategy") for f in ("mean", "min", "max"))
-    with drawing():
-        height = max(3.4, 0.19 * mean.shape[1])
-        figure = Figure(figsize=(8.4, height))
-        axes = figure.subplots()
-        figure.subplots_adjust(left=0.08, right=0.78, top=1 - 0.1 / height, bottom=0.48 / height)
-        looks = {s: look(str(s), i) for i, s in enumerate(mean.columns)}
-        for s in mean.columns:
-            axes.plot(mean.index, mean[s], **looks[s])
-            axes.fill_between(mean.index, low[s], high[s], color=looks[s]["color"], alpha=0.12, lw=0)
-        axes.set_xlabel(label)
-        axes.set_ylabel("AUC")
-        if pd.api.types.is_integer_dtype(table[x]):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(*axes.get_ylim())
-        last = {s: mean[s].dropna() for s in mean.columns}
-        label_ends(axes, {s: (float(v.index[-1]), float(v.iloc[-1])) for s, v in last.items() if len(v)}, looks)
-    return Drawn(name, title, "Mean over seeds; the band is their range.", figure, table)
-
-
-def draw_warm_and_cold(table: pd.DataFrame) -> Drawn:
-    """Draw Fig. 3: AUC on warm and on cold items, a row per strategy.
-
-    Args:
-        table: columns strategy, seed, split, auc, rows.
-    """
-    wide = table.pivot_table(index="strategy", columns="split", values="auc", aggfunc="mean")
-    wide = wide.reindex(columns=["warm", "cold"]).sort_values("warm")
-    rows = table.groupby("split")["rows"].max()
-    with drawing():
-        height = 1.0 + 0.26 * len(wide)
-        figure = Figure(figsize=(8.4, height))
-        axes = figure.subplots()
-        figure.subplots_adjust(left=0.22, right=0.75, top=1 - 0.08 / height, bottom=0.48 / height)
-        axes.grid(True, axis="x")
-        axes.grid(False, axis="y")
-        axes.hlines(range(len(wide)), wide["cold"], wide["warm"], color="#cccccc", lw=2)
-        for split, colour, marker in (("warm", ORANGE, "o"), ("cold", BLUE, "s")):
-            label = f"{split} items ({int(rows.get(split, 0))} rows)"
-            axes.plot(wide[split], range(len(wide)), marker, color=colour, ms=6, label=label)
-        axes.axvline(0.5, color="#999999", lw=0.8, ls=":")
-        axes.set_yticks(range(len(wide)), [str(s) for s in wide.index])
-        axes.set_ylim(-0.6, len(wide) - 0.4)
-        axes.set_xlabel("AUC (dotted: chance)")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
-    caption = "An item is warm when it was a target in a period that the model has learnt from."
-    return Drawn("fig3", "Warm and cold items (Fig. 3)", caption, figure, table)
-
-
-def _aucs(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    found = [
-        dict(zip(keys, key, strict=True))
-        | {"auc": measure.auc(g["label"].to_numpy(), g["score"].to_numpy()), "rows": len(g)}
-        for key, g in rows.groupby(keys, sort=True)
-    ]
-    return pd.DataFrame(found, columns=[*keys, "auc", "rows"])
-
-
-def _needs(cross: pd.DataFrame) -> None:
-    missing = [c for c in CROSS if c not in cross]
-    if missing:
-        raise LsatError(f"study: the cross scores have no column {', '.join(missing)}")

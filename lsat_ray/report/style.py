@@ -1,4 +1,4 @@
-"""How figures look: colour-blind-safe, few lines, labels at the lines, and files that are a function of the data."""
+"""How figures look: colour-blind-safe, few lines, labels at the lines; the same data gives the same files."""
 
 from __future__ import annotations
 

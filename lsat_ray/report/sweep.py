@@ -12,25 +12,28 @@ from matplotlib.figure import Figure
 
 from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
-from lsat_ray.report import study
+from lsat_ray.report import cross
 from lsat_ray.report.folder import RunFolder
 from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
-from lsat_ray.report.tables import NAIVE, ORACLE, REFERENCE, mean_auc
+from lsat_ray.report.tables import REFERENCE, has_model, mean_auc, noise_line
 
 SWEEP = ["value", "against", "strategy", "mean_auc", "delta", "ci_low", "ci_high", "p_adjusted", "verdict"]
 """First columns of `table`."""
 
 
-def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) -> pd.DataFrame:
-    """Return the strategies of finished studies, one block a value of the setting and a reference.
+def table(
+    runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,), noise: float | None = None
+) -> pd.DataFrame:
+    """Return the strategies of finished studies, one block per value of the setting and reference.
 
     Args:
         runs: study folders by value of the setting.
-        against: strategies that the others are compared with (paired bootstrap over users, Holm within a block);
-            `name@2` is that row of the study whose value is twice as large, where there is one.
+        against: strategies that the others are compared with (`tables.mean_auc`, Holm within a block); `name@2` is
+            that row of the study whose value is twice as large, where there is one.
+        noise: noise floor, see `tables.noise_line`.
 
     Returns:
-        `SWEEP`, then trainings, training_seconds (a seed's) and passes (forward passes a score) where known.
+        `SWEEP`, then trainings, training_seconds (per seed) and passes (forward passes per score) where known.
 
     Raises:
         LsatError: when a folder has no metrics or misses a reference.
@@ -52,7 +55,7 @@ def table(runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,)) 
                 theirs = other.metrics[other.metrics["strategy"] == name].assign(strategy=reference)
                 metrics = pd.concat([metrics, theirs], ignore_index=True)
                 scores = {**scores, reference: other.scores[name]}
-            block = mean_auc(metrics, scores, reference).assign(value=value, against=reference)[SWEEP]
+            block = mean_auc(metrics, scores, reference, noise=noise).assign(value=value, against=reference)[SWEEP]
             if cost is not None:
                 block = block.merge(cost.drop(columns="mean_auc"), on="strategy", how="left")
             blocks.append(block)
@@ -79,30 +82,30 @@ def _partner(value: Any, reference: str) -> float:
         ) from error
 
 
-def write(rows: pd.DataFrame, setting: str, folder: Path) -> list[Drawn]:
+def write(rows: pd.DataFrame, setting: str, folder: Path, noise: float | None = None) -> list[Drawn]:
     """Write `sweep.csv` and the figures of it into a folder; return the figures."""
     write_atomic(folder / "sweep.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    drawn = [draw_auc(rows, setting), draw_differences(rows, setting)]
+    drawn = [draw_auc(rows, setting), draw_differences(rows, setting, noise)]
     for figure in drawn:
         save(figure, folder)
     return drawn
 
 
 def draw_auc(rows: pd.DataFrame, setting: str) -> Drawn:
-    """Draw mean AUC over the setting, a line a strategy."""
+    """Draw mean AUC over the setting, one line per strategy."""
     once = rows[rows["against"] == rows["against"].iloc[0]]
     place, names = _places(once["value"])
     lines = once.assign(x=once["value"].map(place), auc=once["mean_auc"])
-    drawn = study.draw_curve(lines, "sweep_auc", f"Mean AUC over {setting}", "x", setting)
+    drawn = cross.draw_curve(lines, "sweep_auc", f"Mean AUC over {setting}", "x", setting)
     if names:
         drawn.figure.axes[0].set_xticks(range(len(names)), names)
     return Drawn(drawn.name, drawn.title, "Mean over tested periods and seeds.", drawn.figure, once)
 
 
-def draw_differences(rows: pd.DataFrame, setting: str) -> Drawn:
+def draw_differences(rows: pd.DataFrame, setting: str, noise: float | None = None) -> Drawn:
     """Draw each strategy's difference from each reference over the setting, with 95 % intervals."""
     references = list(dict.fromkeys(rows["against"]))
-    shown = rows[~rows["strategy"].isin([*NAIVE, ORACLE, "frozen"]) & rows["delta"].notna()]
+    shown = rows[rows["strategy"].map(has_model) & (rows["strategy"] != "frozen") & rows["delta"].notna()]
     place, names = _places(rows["value"])
     with drawing():
         figure = Figure(figsize=(8.4, 3.0 * len(references)))
@@ -123,6 +126,8 @@ def draw_differences(rows: pd.DataFrame, setting: str) -> Drawn:
                 if len(x):
                     ends[s] = (float(x[-1]), float(y[-1]))
             axes.axhline(0.0, color=GREY, lw=0.8)
+            if noise is not None:
+                axes.axhspan(-noise, noise, color="#eeeeee", lw=0)
             axes.set_ylabel("difference of AUC")
             axes.set_title(f"against {reference}")
             axes.set_ylim(*axes.get_ylim())
@@ -130,12 +135,12 @@ def draw_differences(rows: pd.DataFrame, setting: str) -> Drawn:
         if names:
             panels[-1].set_xticks(range(len(names)), names)
         panels[-1].set_xlabel(setting)
-    caption = "Paired differences of mean AUC with 95 % bootstrap intervals over users."
+    caption = f"Paired differences of mean AUC with 95 % bootstrap intervals by user. {noise_line(noise)}".rstrip()
     return Drawn("sweep_differences", f"Differences over {setting}", caption, figure, shown)
 
 
 def _places(values: pd.Series) -> tuple[dict[Any, float], list[str]]:
-    """Return where each value stands on the axis, and the tick names; numbers over a wide range stand evenly."""
+    """Return where each value stands on the axis, and the tick names; numbers over a wide range are spaced evenly."""
     distinct = list(dict.fromkeys(values))
     if all(isinstance(v, int | float) for v in distinct) and not 0 < 8 * min(distinct) <= max(distinct):
         return {v: float(v) for v in distinct}, []

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pandas as pd
 
 from lsat_ray import report
+from lsat_ray.evaluation.metrics import FIELDS
 from lsat_ray.files import write_atomic
 from lsat_ray.runs.context import Run
 
-METRICS = ["strategy", "period", "seed", "auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives"]
+METRICS = ["strategy", "period", "seed", *FIELDS]
 """Columns of `metrics.parquet`."""
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lsat_ray.evaluation.metrics import auc_or_log_loss, logit_loss
+from lsat_ray.evaluation.metrics import auc, logit_loss
 
 COLUMNS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
 
@@ -40,9 +40,7 @@ def experiment(seed: int, period: int) -> str:
 def measure(label: np.ndarray, score: np.ndarray) -> Reached:
     """Return AUC and mean log-loss of scores, both [V]."""
     clipped = np.clip(score, 1e-7, 1 - 1e-7)
-    one_class = label.min() == label.max()
-    logit = np.log(clipped) - np.log1p(-clipped)
-    return Reached(float("nan") if one_class else auc_or_log_loss(label, score), logit_loss(label, logit))
+    return Reached(auc(label, score), logit_loss(label, np.log(clipped) - np.log1p(-clipped)))
 
 
 def best(reached: Sequence[Reached]) -> int:

@@ -248,4 +248,4 @@ def _record(run: Run, seed: int, name: str, t: int, score: np.ndarray, calibrate
     rows = run.periods.rows(t)
     columns = {"row": rows.row, "user": rows.user, "item": rows.item, "label": rows.label, "score": score}
     write_atomic(run.folder.scores(name, seed, t), pd.DataFrame(columns))
-    run.ledger.append(seed, name, t, "score", **summarise(rows.label, score, calibrated), **facts)
+    run.ledger.append(seed, name, t, "score", **summarise(rows.label, score, rows.user, calibrated), **facts)

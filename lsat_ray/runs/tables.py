@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from lsat_ray.evaluation import delong
+from lsat_ray.evaluation.metrics import auc
 from lsat_ray.evaluation.warmcold import seen_items
 from lsat_ray.files import write_atomic
+from lsat_ray.report import cross as curves
 from lsat_ray.report import study as figures
-from lsat_ray.report.account import training
+from lsat_ray.report.account import fits, training
 from lsat_ray.report.folder import RunFolder
 from lsat_ray.runs import cross, steps
 from lsat_ray.runs.context import Run
@@ -23,7 +25,8 @@ def write(run: Run, metrics: pd.DataFrame) -> None:
     assert read.timings is not None
     names = sorted(set(metrics["strategy"]))
     spent = training(read.timings, read.ledger, names, len(run.config.seeds))
-    tables = {"table2": figures.table2(metrics, read.scores, spent)}
+    stopped = fits(read.ledger, {m["digest"]: m["facts"] for m in read.manifests}, names)
+    tables = {"table2": figures.table2(metrics, read.scores, spent, fits=stopped)}
     if run.config.study.paper:
         tables["paper"] = figures.beside_paper(tables["table2"], run.config.study.paper)
     served = {m.strategy: m for m in steps.models(run, run.config.seeds[0], run.periods.count - 1)}
@@ -51,13 +54,21 @@ def _crossed(run: Run, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if run.config.study.every_period:
         rules = scores["strategy"].str.rpartition("/")[2].isin(RULES)
         m = run.config.study.warm_until or run.config.replay.long_periods
-        out["fig2"] = figures.curve_on(scores[rules], run.periods.count)
-        out["fig4"] = figures.curve_on(scores[rules], run.periods.count, seen_items(run.periods, range(1, m + 1)))
-    warm = seen_items(run.periods, range(1, cross.split(run) + 1))
-    out["fig3"] = figures.warm_and_cold(scores, cross.split(run), warm)
+        out["fig2"] = curves.curve_on(scores[rules], run.periods.count)
+        out["fig4"] = curves.curve_on(scores[rules], run.periods.count, _seen(run, m))
+    out["fig3"] = curves.warm_and_cold(scores, cross.split(run), _seen(run, cross.split(run)))
     if run.config.study.lags:
         out["lag"] = _lags(run, metrics, scores)
     return out
+
+
+def _seen(run: Run, until: int) -> np.ndarray:
+    """Return the items of D_1..D_until and of the warm-up samples that the backbone or a rival is built from."""
+    first, nano = run.periods.borders[0], run.config.backbone.nano.rows
+    used = 0 if run.config.backbone.path != "nano" else first if nano is None else nano
+    if any("/" in strategy.name for strategy in run.strategies[run.config.seeds[0]]):
+        used = max(used, run.config.baselines.warmup_rows)
+    return seen_items(run.periods, range(1, until + 1), warmup=min(first, used))
 
 
 def _lags(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +77,7 @@ def _lags(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame
     late = late[late["lag"].isin(run.config.study.lags) & late["tested"].isin(list(run.tested))]
     keys = ["strategy", "seed", "tested", "lag"]
     found = [
-        dict(zip(keys, key, strict=True)) | {"auc": delong.interval(g["label"].to_numpy(), g["score"].to_numpy()).auc}
+        dict(zip(keys, key, strict=True)) | {"auc": auc(g["label"].to_numpy(), g["score"].to_numpy())}
         for key, g in late.groupby(keys)
     ]
     table = pd.concat([pd.DataFrame(found), metrics.assign(lag=1)], ignore_index=True)

@@ -54,8 +54,8 @@ def one_standard_error(found: Sequence[Candidate], label: np.ndarray) -> tuple[i
     best = int(np.argmax(values))
     error = 0.0
     if 0 < label.sum() < len(label):
-        variance = delong.covariance(label, found[best].margin)[1][0, 0]
-        error = float(np.sqrt(np.nan_to_num(max(variance, 0.0))))  # unknown where a class has a single row
+        _, variance, _ = delong.variance(label, found[best].margin)
+        error = float(np.sqrt(np.nan_to_num(variance)))  # unknown where a class has a single row
     return (int(np.argmax(values >= values[best] - error)),)
 
 

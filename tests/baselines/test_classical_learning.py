@@ -11,7 +11,7 @@ import torch
 
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.spec import ClassicalRecipe
-from lsat_ray.baselines.training import auc
+from lsat_ray.evaluation.metrics import auc
 
 Array = np.ndarray
 FAST = {"width": 16, "lr": 1e-2, "table_lr": 1.0, "init_scale": 0.1, "batch_size": 128, "epochs": 25, "patience": 8}

@@ -15,9 +15,9 @@ from lsat_ray.baselines import classical
 from lsat_ray.baselines.features import HISTORY, STREAM, side_table, snapshots
 from lsat_ray.baselines.naive import item_rate_by_period, naive_scores
 from lsat_ray.baselines.spec import SIDES
-from lsat_ray.baselines.training import auc
 from lsat_ray.config import ClassicalRecipe
 from lsat_ray.data.periods import Periods
+from lsat_ray.evaluation.metrics import auc
 
 RECIPE = ClassicalRecipe(width=8, epochs=2, warmup_rows=100)
 COUNTS = slice(len(HISTORY), len(HISTORY + STREAM))

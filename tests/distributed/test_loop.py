@@ -28,7 +28,20 @@ ROWS = {
     *("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en(2)", "lsat-en(full)", "lsat-ta(2)"),
     *("frozen", "like-share", "item-rate", "like-share+item-rate", "oracle"),
 }
-COLUMNS = ["strategy", "period", "seed", "auc", "auc_low", "auc_high", "log_loss", "accuracy", "rows", "positives"]
+COLUMNS = [
+    "strategy",
+    "period",
+    "seed",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "log_loss",
+    "accuracy",
+    "rows",
+    "positives",
+    "gauc",
+    "ece",
+]
 
 
 def start(folder: Path, port: int) -> subprocess.Popen[str]:

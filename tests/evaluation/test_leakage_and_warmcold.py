@@ -1,14 +1,18 @@
 """The audit finds what must not be read, and lets pass what may be."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.config import DataConfig, PeriodsConfig
+from lsat_ray.data import movielens
+from lsat_ray.data.periods import Periods, Slice, cut
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
-from lsat_ray.evaluation import metrics, warmcold
+from lsat_ray.evaluation import metrics, slices, warmcold
 from lsat_ray.evaluation.leakage import LeakageError, Read, audit, check, immune, poison
 
 
@@ -116,17 +120,66 @@ def test_poison_leaves_the_past_and_the_histories_alone():
     assert poisoned.fingerprint != periods.fingerprint
 
 
-def test_warm_rows_are_those_whose_item_was_a_target_before():
+def warmed():
+    """Three periods of 15 samples after a warm-up of 15."""
     periods = stream()
-    seen = set(periods.rows(1).item.tolist()) | set(periods.rows(2).item.tolist())
-    mask = warmcold.warm(periods, 4, [1, 2])
-    assert mask.tolist() == [i in seen for i in periods.rows(4).item.tolist()]
-    assert (warmcold.warm(periods, 1, [1])).all()
+    return replace(periods, borders=periods.borders[1:])
 
 
-def test_items_that_only_stood_in_histories_count_when_asked_for():
+def test_warm_items_are_the_targets_of_periods_seen():
     periods = stream()
-    assert warmcold.seen_items(periods, [1]).max() < 8
-    assert set(range(8, 12)) <= set(warmcold.seen_items(periods, [1], by="target+history").tolist())
+    items = warmcold.seen_items(periods, [1, 2], warmup=0)
+    assert items.tolist() == sorted(set(periods.rows(1).item.tolist()) | set(periods.rows(2).item.tolist()))
+    assert items.max() < 8  # the others only stood in histories
     with pytest.raises(LsatError, match="no period 9"):
-        warmcold.warm(periods, 4, [9])
+        warmcold.seen_items(periods, [9], warmup=0)
+
+
+def test_an_item_of_the_warm_up_is_not_cold_for_a_model_that_was_built_from_it():
+    """222 of 1,321 cold samples were targets of the warm-up that backbone and rivals had learnt from."""
+    periods = warmed()
+    item = periods.samples.item.copy()
+    item[3], item[12] = 100, 101
+    periods = replace(periods, samples=replace(periods.samples, item=item))
+    assert set(warmcold.seen_items(periods, [1], warmup=15)) >= {100, 101}
+    newest = warmcold.seen_items(periods, [1], warmup=5)
+    assert 101 in newest
+    assert 100 not in newest
+    assert not {100, 101} & set(warmcold.seen_items(periods, [1], warmup=0))
+    with pytest.raises(TypeError):
+        warmcold.seen_items(periods, [1])  # whoever asks must say it
+    with pytest.raises(LsatError, match="a warm-up of 16 samples, but 15 lie before"):
+        warmcold.seen_items(periods, [1], warmup=16)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("LSAT_RAY_DATA" not in os.environ, reason="LSAT_RAY_DATA does not point at real logs")
+def test_a_sixth_of_the_cold_samples_of_movielens_was_not_cold():
+    data = DataConfig(format="movielens", path="$LSAT_RAY_DATA/ml-latest-small", keep_last=40_000)
+    log = movielens.read(Path(os.path.expandvars(str(data.path))), data.positive_above)
+    periods = cut(log, data, PeriodsConfig(number=20))
+    tested = np.concatenate([periods.rows(t).item for t in range(16, 21)])
+    without, whole = (warmcold.seen_items(periods, range(1, 16), warmup=w) for w in (0, periods.borders[0]))
+    assert (~np.isin(tested, without)).sum() == 1321
+    assert (~np.isin(tested, whole)).sum() == 1321 - 222
+
+
+def test_slices_of_users_are_complete_and_know_only_what_was_before():
+    periods = warmed()
+    user = periods.samples.user.copy()
+    user[30:33] = 7  # arrives in period 2
+    periods = replace(periods, samples=replace(periods.samples, user=user))
+    masks = slices.user_slices(periods, 2)
+    assert tuple(masks) == slices.NAMES
+    assert (masks["active"] ^ masks["inactive"]).all()
+    assert (masks["new"] ^ masks["returning"]).all()
+    mine = periods.rows(2).user
+    assert masks["new"].tolist() == (mine == 7).tolist()
+    before = [int((user[:30] == u).sum()) for u in mine]
+    assert slices.samples_before(periods, 2).tolist() == before
+    assert {u for u, a in zip(mine, masks["active"], strict=True) if a} == {
+        u for u in mine if (user[:30] == u).sum() > np.median([(user[:30] == v).sum() for v in set(mine.tolist())])
+    }
+    later = replace(periods, samples=replace(periods.samples, user=np.r_[user[:45], np.full(15, 7)].astype(np.int32)))
+    for name, mask in slices.user_slices(later, 2).items():
+        assert (mask == masks[name]).all()  # what comes after the period changes nothing

@@ -78,6 +78,21 @@ def coefficients(periods=range(10, 15)):
     return pd.DataFrame(rows, columns=["seed", "period", "strategy", "coefficient", "auc", "chosen"])
 
 
+def manifests():
+    """Adapters that were trained until patience ended it, but for the full retrainings."""
+    rng, out = np.random.default_rng(5), []
+    for t in range(10, 15):
+        for kind, steps in (("f", 60), ("s", 12), ("t", 16)):
+            spec = {"train": [[i, "train"] for i in (range(1, t + 1) if kind == "f" else (t,))], "init": None}
+            spec["init"] = "t1" if kind == "t" else None
+            history = [(k, 0.7 - k / 1000, 0.6 + 0.1 * k / steps + 0.01 * rng.normal()) for k in range(2, steps + 1, 2)]
+            best = int(max(history, key=lambda h: h[2])[0])
+            stopped = "budget" if kind == "f" and t > 12 else "patience"
+            facts = {"steps": steps, "best_step": best, "stopped_by": stopped, "history": history}
+            out.append({"digest": f"{kind}{t}", "spec": spec, "facts": facts})
+    return out
+
+
 def fabricate(path):
     """Write a whole run folder."""
     measured = []
@@ -85,12 +100,16 @@ def fabricate(path):
         file = path / "scores" / strategy / f"seed{seed}" / f"period{t:02d}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(file)
-        values = metrics.summarise(frame["label"], frame["score"], strategy not in PLAIN)
+        values = metrics.summarise(frame["label"], frame["score"], frame["user"], strategy not in PLAIN)
         measured.append({"strategy": strategy, "period": t, "seed": seed} | values)
     pd.DataFrame(measured).to_parquet(path / "metrics.parquet")
     timings().to_parquet(path / "timings.parquet")
     (path / "search").mkdir()
     coefficients().to_parquet(path / "search" / "coefficients.parquet")
+    for manifest in manifests():
+        file = path / "adapters" / manifest["digest"] / "manifest.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(manifest))
     (path / "config.resolved.yaml").write_text("name: made-up\ndata:\n  path: <script>alert('titles')</script>\n")
     (path / "versions.json").write_text(json.dumps({"python": "3.11", "numpy": "2.4"}))
     ledger = [

@@ -11,9 +11,18 @@ import pytest
 
 from lsat_ray import report
 from lsat_ray.errors import LsatError
-from lsat_ray.report import figures, style
+from lsat_ray.report import figures, study, style
+from lsat_ray.report.folder import RunFolder
 
-FIGURES = ("auc_per_period", "differences", "coefficients", "cost_per_period", "wall_clock", "frontier")
+FIGURES = (
+    "auc_per_period",
+    "differences",
+    "coefficients",
+    "learning_curves",
+    "cost_per_period",
+    "wall_clock",
+    "frontier",
+)
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -121,7 +130,11 @@ def test_the_same_run_gives_the_same_bytes(built, tmp_path):
 @pytest.mark.parametrize(
     "gone",
     [
-        {"metrics.parquet": "no metrics.parquet", "search": "no search/coefficients.parquet"},
+        {
+            "metrics.parquet": "no metrics.parquet",
+            "search": "no search/coefficients.parquet",
+            "adapters": "no adapter's manifest",
+        },
         {"timings.parquet": "no timings.parquet", "config.resolved.yaml": "no config.resolved.yaml"},
         {
             "scores": "scores of full-retraining and of another strategy are needed",
@@ -191,3 +204,40 @@ def test_a_crowd_of_strategies_is_drawn_as_tiles_with_every_name():
 def test_strategies_look_different(strategies):
     looks = {tuple(style.look(s, i).items()) for i, s in enumerate(strategies)}
     assert len(looks) == len(strategies)
+
+
+def test_learning_curves_show_every_adapter_by_kind_and_who_was_cut_short(whole_run):
+    manifests = RunFolder(whole_run).manifests
+    drawn = figures.learning_curves(manifests)
+    titles = [axes.get_title(loc="left") for axes in drawn.figure.axes]
+    assert titles == [
+        "continued: 5 adapters, 5 stopped by patience",
+        "fresh, one period: 5 adapters, 5 stopped by patience",
+        "fresh, several periods: 5 adapters, 3 stopped by patience",
+    ]
+    assert drawn.data["digest"].nunique() == len(manifests)
+    kept = drawn.data[drawn.data["best"]].groupby("digest")["step"].first()
+    assert kept.to_dict() == {m["digest"]: m["facts"]["best_step"] for m in manifests}
+
+
+def test_an_adapter_without_validation_auc_has_no_learning_curve():
+    one = {
+        "digest": "a",
+        "spec": {"train": [[1, "train"]]},
+        "facts": {"history": [(1, 0.7, -0.69)]},
+    }  # one class: a loss
+    assert figures.learning_curves([one]) is None
+    assert figures.learning_curves([{"digest": "b", "spec": {"kind": "classical", "model": "mf"}, "facts": {}}]) is None
+
+
+def test_the_noise_floor_stands_under_the_tables(whole_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    table = study.table2(
+        RunFolder(run).metrics, {}, pd.DataFrame(columns=["strategy", "trainings", "training_seconds"])
+    )
+    study.write(run, table2=table)
+    text = parse(report.write(run, noise=0.004)).text
+    assert text.count("Differences below .0040 are not differences (noise floor: ") == 2
+    assert "below the noise floor (" in text
+    assert "noise floor" not in parse(report.write(run)).text

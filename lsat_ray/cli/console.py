@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,25 @@ INTERRUPTED = 130
 
 console = Console(highlight=False, soft_wrap=True)
 _began = time.time()
+
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What keeps libraries from talking when nothing is wrong; a variable that is set already stays."""
+
+
+def quieten() -> None:
+    """Keep the libraries' chatter out of the terminal; call it before they are imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
+    libraries = "|".join(("transformers", "torch", "peft", "deepspeed", "ray"))
+    warnings.filterwarnings("ignore", category=FutureWarning, module=rf"({libraries})\b")
 
 
 def say(text: str) -> None:
@@ -57,6 +77,7 @@ def one_clear_error(resumes: bool = True) -> Iterator[None]:
         console.print(f"\nstopping{remedy}", style="yellow", markup=False)
         raise KeyboardInterrupt
 
+    quieten()
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, stop) if here else None
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,13 @@ def test_a_model_folder_is_examined_and_its_weights_are_not_read(tmp_path: Path,
     code, lines = doctor(tmp_path, f"backbone.path={folder}", f"serve.port={free_port()}")
     assert any("M parameters" in line for line in lines["ok"]), lines
     assert code == 0
+
+
+def test_nothing_but_findings_is_printed(tmp_path: Path) -> None:
+    """The libraries that are asked (transformers, peft, deepspeed) stay silent."""
+    words = [sys.executable, "-m", "lsat_ray", "doctor", *SMOKE, "--set", f"serve.port={free_port()}"]
+    env = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", "RAY_ADDRESS")}
+    env["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert all(line.split()[0] in ("ok", "warn", "fail") for line in done.stdout.splitlines()), done.stdout

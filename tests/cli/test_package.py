@@ -62,9 +62,12 @@ def test_everything_that_tests_and_benchmarks_import_is_declared() -> None:
     assert undeclared(imported("tests", "benchmarks"), declared) == []
 
 
-def test_every_dependency_is_imported_somewhere() -> None:
+def test_every_dependency_is_used_somewhere() -> None:
+    """Imported, or named in a string (as `importlib.resources.files("package")` does)."""
     providers = importlib.metadata.packages_distributions()
-    used = {canonicalize_name(d) for m in imported("lsat_ray") for d in providers.get(m, [m])}
+    trees = [ast.parse(p.read_text()) for p in (ROOT / "lsat_ray").rglob("*.py")]
+    strings = {n.value for t in trees for n in ast.walk(t) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    used = {canonicalize_name(d) for m in {*imported("lsat_ray"), *strings} for d in providers.get(m, [m])}
     assert names(PROJECT["dependencies"]) - used == set()
 
 

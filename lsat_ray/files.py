@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names that `_draft` gives."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +90,12 @@ def _take_place(draft: Path, final: Path, marker: str) -> None:
         os.rename(final, unfinished)
         shutil.rmtree(unfinished, ignore_errors=True)
         os.rename(draft, final)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Delete the drafts that killed writers left in a folder; call it while nobody else writes there."""
+    for path in [p for p in folder.rglob(".*") if DRAFT.fullmatch(p.name)]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -18,6 +18,7 @@ from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_sco
 from lsat_ray.config import Experiment
 from lsat_ray.data.interactions import write_ids
 from lsat_ray.data.periods import Periods
+from lsat_ray.files import sweep_drafts
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked, check
 from lsat_ray.runs.folder import RunDir
@@ -90,6 +91,7 @@ def opened(
         say(f"warning: {warning}")
     folder.open()
     try:
+        sweep_drafts(folder.path)
         ledger, timings = Ledger(folder.path / "ledger.jsonl"), Timings(folder.path / "timings.jsonl")
         store = AdapterStore(folder.adapters)
         write_ids(checked.log, folder.path)

@@ -102,5 +102,4 @@ def versions() -> dict[str, str]:
     return out
 
 
-write_atomically = write_atomic
 """Former name, for callers that do not use `lsat_ray.files` yet."""

@@ -31,6 +31,7 @@ class RayBackend:
         self._sessions: TrainingSessions | None = None
         self._replayer: Any = None
         self._handle: Any = None
+        self._periods: Any = None
 
     def begin(self, run_dir: Path, say: Say) -> None:
         """Join the cluster or start one, and let the training sessions start."""
@@ -44,7 +45,8 @@ class RayBackend:
         """Start the stream, tell the sessions what they work on, and start the endpoint."""
         assert self._sessions is not None
         lookahead = self.config.replay.lookahead
-        self._replayer = StreamReplayer.remote([ray.put(periods)], lookahead, str(self._run_dir))  # type: ignore[attr-defined]
+        self._periods = ray.put(periods)  # held: an actor that is restarted reads it again
+        self._replayer = StreamReplayer.remote([self._periods], lookahead, str(self._run_dir))  # type: ignore[attr-defined]
         ray.get(self._replayer.rewind.remote())
         self._sessions.open(context, self._replayer)
         if serve:

@@ -100,6 +100,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             out[name] = "absent"
     return out
-
-
-"""Former name, for callers that do not use `lsat_ray.files` yet."""

@@ -16,7 +16,8 @@ def actor(ray_cluster: Any, tiny_periods: Periods, tmp_path: Any) -> Any:
 
     from lsat_ray.distributed.stream import StreamReplayer
 
-    actor = StreamReplayer.remote([ray.put(tiny_periods)], 1, str(tmp_path))  # type: ignore[attr-defined]
+    held = ray.put(tiny_periods)
+    actor = StreamReplayer.remote([held], 1, str(tmp_path))  # type: ignore[attr-defined]
     yield actor
     ray.kill(actor)
 

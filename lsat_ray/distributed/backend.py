@@ -33,10 +33,14 @@ class RayBackend:
         self._handle: Any = None
         self._periods: Any = None
 
+    def check(self, serve: bool) -> None:
+        """Check the token's variable, the address and the port."""
+        if serve:
+            serving.check(self.config)
+
     def begin(self, run_dir: Path, say: Say) -> None:
         """Join the cluster or start one, and let the training sessions start."""
         self._run_dir, self._say = run_dir, say
-        serving.check(self.config)
         self._here = cluster.connect()
         say("starting the training sessions")
         self._sessions = TrainingSessions(self.config.engine, run_dir)

@@ -21,6 +21,13 @@ Counts = Callable[[dict[str, int]], None]
 class Backend(Protocol):
     """Workers, a stream, a search and an endpoint, in one process (`runs.local`) or on a cluster (`distributed`)."""
 
+    def check(self, serve: bool) -> None:
+        """Look at what can be known before anything starts or is written: addresses, ports, tokens.
+
+        Raises:
+            LsatError: naming the key.
+        """
+
     def begin(self, run_dir: Path, say: Say) -> None:
         """Start what takes time and needs no backbone yet.
 

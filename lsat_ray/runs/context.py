@@ -85,6 +85,7 @@ def opened(
     began = time.time()
     folder = RunDir(runs_dir, config)
     folder.check()
+    backend.check(serve)
     checked = checked or check(config)
     say(checked.summary.line())
     for warning in checked.summary.warnings:

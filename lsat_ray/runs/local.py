@@ -29,6 +29,9 @@ class LocalBackend:
         one = {"kind": "torch", "workers": 1, "sessions": 1}
         self.config = config.model_copy(update={"engine": config.engine.model_copy(update=one)})
 
+    def check(self, serve: bool) -> None:
+        """Find nothing wrong: there is no port and no token."""
+
     def begin(self, run_dir: Path, say: Say) -> None:
         """Note where the run lies; there is nothing to start."""
         self._run_dir, self._say = run_dir, say

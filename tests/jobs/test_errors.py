@@ -65,3 +65,19 @@ def test_a_backbone_that_is_no_model(tmp_path: Path) -> None:
 
 def test_an_unknown_strategy(tmp_path: Path) -> None:
     refused(job(tmp_path, *log(tmp_path), "strategies=[lsat]"), tmp_path, "strategies", "'lsat'", "lsat-en")
+
+
+def test_a_taken_port_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    """It used to be found out half a minute later."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(job(tmp_path, *log(tmp_path), f"serve.port={port}"), tmp_path, "serve.port", str(port))
+
+
+def test_a_token_that_is_not_set_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    done = job(tmp_path, *log(tmp_path), "serve.token_env=NO_SUCH_TOKEN")
+    refused(done, tmp_path, "serve.token_env", "NO_SUCH_TOKEN")

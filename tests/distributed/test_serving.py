@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -405,7 +406,7 @@ def test_two_runs_share_a_cluster_and_each_ends_alone(
     from lsat_ray.distributed import serving
 
     config = endpoint.config.model_copy(
-        update={"name": "second", "serve": endpoint.config.serve.model_copy(update={"replicas": 1})}
+        update={"name": "second", "serve": endpoint.config.serve.model_copy(update={"replicas": 1, "deadline_s": 0.2})}
     )
     serving.start(config, tiny_backbone_folder, endpoint.titles, endpoint.store.root, tmp_path)
     assert serving.url(config) == f"{URL}/second"
@@ -416,6 +417,12 @@ def test_two_runs_share_a_cluster_and_each_ends_alone(
     assert client.get("/second/docs/static/swagger-ui.css").status_code == 200
     with httpx.Client(base_url=URL) as stranger:
         assert stranger.get("/second/v1/models").status_code == 401
+    history = endpoint.question(0)["history"]
+    flood = {"history": history, "candidates": list(endpoint.titles)}
+    with ThreadPoolExecutor(32) as pool:
+        replies = list(pool.map(lambda _: client.post("/second/v1/rank", json=flood), range(96)))
+    assert {r.status_code for r in replies} == {200, 429}
+    assert all(int(r.headers["Retry-After"]) >= 1 for r in replies if r.status_code == 429)
     serving.stop(config)
     assert client.post("/v1/score", json=endpoint.question(0)).status_code == 200
 

@@ -21,10 +21,11 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def matmul_peak(device: torch.device, size: int | None = None, seconds: float = 1.0) -> float:
+def matmul_peak(
+    device: torch.device, size: int | None = None, seconds: float = 1.0, dtype: torch.dtype = torch.float32
+) -> float:
     """Return the products a second of the best of some square matrix products, in FLOP/s."""
     size = size or (8192 if device.type == "cuda" else 1536)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, began = 0.0, clock(device)
     while clock(device) - began < seconds:

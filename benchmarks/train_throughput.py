@@ -4,8 +4,9 @@
 
 The rival is written as a user would write it: prompt and answer tokenised beforehand, padded by the stock collator,
 the causal-LM loss over the whole vocabulary on all tokens. Weights are random (speed does not depend on them), the
-tokenizer is a BPE of the log's own prompts, the vocabulary is padded to the shape's. Needs neither ray nor deepspeed;
-on a GPU the backbone is bfloat16. Every method is run in every round; figures are medians over rounds.
+tokenizer is a BPE of the log's own prompts, the vocabulary is padded to the shape's. Needs neither ray nor deepspeed.
+`--dtype auto` is bfloat16 where the device multiplies it natively; the rival is then measured twice, in float32, its
+default, and in bfloat16. Every method is run in every round; figures are medians over rounds.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Method:
     work: list[float] = field(default_factory=list)
     """FLOP/s."""
     memory: float = 0.0
+    dtype: torch.dtype = torch.float32
+    """In which its products are."""
 
 
 def linear_weights(shape: Shape) -> tuple[int, int]:
@@ -68,8 +71,11 @@ def methods(ground: Ground, levers: bool) -> list[Method]:
     """Return everything that is measured; the rival first."""
     shape, wide = ground.shape, 4 * ground.batch
     whole, lean = whole_flops(shape), lean_flops(shape)
-    found = [
-        Method("trainer", f"HF Trainer + PEFT, padded, causal-LM loss, batch {ground.batch}", trainer(ground), whole),
+    padded = f"HF Trainer + PEFT, padded, causal-LM loss, batch {ground.batch}"
+    found = [Method("trainer", f"{padded}, float32", trainer(ground), whole)]
+    if ground.dtype == torch.bfloat16:
+        found.append(Method("trainer_bf16", f"{padded}, bfloat16", trainer(ground, ground.dtype), whole))
+    found += [
         Method("exact", f"ours, exact layout, batch {ground.batch}", ours(ground, "exact", ground.batch), lean),
         Method("shared", f"ours, shared-history(8), batch {wide}", ours(ground, "shared", wide), lean),
         Method("stream", f"ours, stream(16), batch {wide}", ours(ground, "stream", wide), lean),
@@ -85,17 +91,23 @@ def methods(ground: Ground, levers: bool) -> list[Method]:
             Method("walk", "the same, walked by hand, last layer for answers", lever(ground, "head", "prefix", "walk")),
             Method("packing", "the same, no padding", lever(ground, "head", "prefix", "walk", "pack")),
         ]
+    for method in found:
+        if method.name != "trainer":
+            method.dtype = ground.dtype
     return found
 
 
-def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, size: int | None) -> float:
-    """Run all methods in every round, one after the other; return the best matrix product seen, in FLOP/s."""
-    peak = 0.0
+def measure(
+    found: list[Method], ground: Ground, rounds: int, seconds: float, size: int | None
+) -> dict[torch.dtype, float]:
+    """Run all methods in every round, one after the other; return the best matrix product seen by type, in FLOP/s."""
+    peak = {method.dtype: 0.0 for method in found}
     for method in found:  # warm up: one step each
         method.round(0.0)
     for number in range(rounds):
         for method in found:
-            peak = max(peak, matmul_peak(ground.device, size, 0.2))
+            kind = method.dtype
+            peak[kind] = max(peak[kind], matmul_peak(ground.device, size, 0.2, kind))
             with peak_memory(ground.device) as memory:
                 targets, tokens, spent, used = method.round(seconds)
             method.rate.append(targets / spent)
@@ -111,11 +123,15 @@ def measure(found: list[Method], ground: Ground, rounds: int, seconds: float, si
     return peak
 
 
-def report(found: list[Method], ground: Ground, options: argparse.Namespace, peak: float) -> dict[str, Any]:
+def report(
+    found: list[Method], ground: Ground, options: argparse.Namespace, peak: dict[torch.dtype, float]
+) -> dict[str, Any]:
     """Return the tree that is written."""
     rate = {m.name: statistics.median(m.rate) for m in found}
     cpu = {m.name: statistics.median(m.cpu_rate) for m in found}
     ratios: dict[str, Any] = {f"{n}_ratio": rate[n] / rate["trainer"] for n in ("exact", "shared", "stream")}
+    half = rate.get("trainer_bf16")
+    ratios["exact_ratio_bf16_peer"] = rate["exact"] / half if half else None
     ratios |= {f"{n}_ratio_cpu": cpu[n] / cpu["trainer"] for n in ("exact", "shared", "stream")}
     if "plain" in rate:
         rate = cpu if ground.device.type == "cpu" else rate
@@ -134,7 +150,7 @@ def report(found: list[Method], ground: Ground, options: argparse.Namespace, pea
             "targets_per_cpu_s": cpu[m.name],
             "tokens_per_s": statistics.median(m.token_rate),
             "peak_mib": round(m.memory, 1),
-            "mfu": statistics.median(m.work) / peak if m.work else None,
+            "mfu": statistics.median(m.work) / peak[m.dtype] if m.work else None,
             "rounds": [round(r, 3) for r in m.rate],
         }
         for m in found
@@ -156,11 +172,12 @@ def report(found: list[Method], ground: Ground, options: argparse.Namespace, pea
         "auc_gap": gap,
         "mfu": table["exact"]["mfu"],
         "shape": options.shape,
+        "dtype": str(ground.dtype).removeprefix("torch."),
         "rows": "ml-latest-small" if options.log else "synthetic",
         "sizes": ground.shape,
         "tokens": encodings,
         "methods": table,
-        "machine": machine(ground.device, options.threads, peak),
+        "machine": machine(ground.device, options.threads, peak[ground.dtype]),
     }
 
 
@@ -176,6 +193,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="least time of a method in a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of our backbone")
     parser.add_argument("--quality", default="benchmarks/results/layout_quality.json", help="where the AUC gaps are")
     parser.add_argument("--no-levers", action="store_true")
     return parser.parse_args(arguments)

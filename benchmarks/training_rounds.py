@@ -19,8 +19,8 @@ from lsat_ray import data
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.forward import hidden_states
-from lsat_ray.backbone.load import wrap
-from lsat_ray.config import DataConfig, LoraSettings, PeriodsConfig, PromptConfig, Recipe
+from lsat_ray.backbone.load import dtype_of, wrap
+from lsat_ray.config import BackboneConfig, DataConfig, LoraSettings, PeriodsConfig, PromptConfig, Recipe
 from lsat_ray.data.periods import Periods, cut
 from lsat_ray.prompts.batch import Batch, Encoded, collate, plan_epoch
 from lsat_ray.prompts.encode import Encoder
@@ -61,6 +61,8 @@ class Ground:
     labels: np.ndarray
     batch: int
     """Targets of a forward pass of the baseline and of the exact layout."""
+    dtype: torch.dtype
+    """Of the backbone's weights."""
 
 
 def prepare(options: argparse.Namespace) -> Ground:
@@ -76,15 +78,24 @@ def prepare(options: argparse.Namespace) -> Ground:
     texts = nano.texts(periods.titles, samples, "movie")
     tokenizer = nano.build_tokenizer(texts, min(vocabulary, 8000))
     device = torch.device(options.device)
-    model = AdaptedBackbone(wrap(_random_llama(shape, device), tokenizer, "random"), LoraSettings())
-    model.reset(0)
+    dtype = getattr(torch, dtype_of(BackboneConfig(dtype=options.dtype, device=options.device)))
+    model = dressed(shape, device, dtype, tokenizer)
     encoded = {name: Encoder(tokenizer, config, periods.titles)(samples) for name, config in LAYOUTS.items()}
     prompts = Encoder(tokenizer, LAYOUTS["exact"], periods.titles).prompt_ids(samples)
     answers = [tokenizer.convert_tokens_to_ids(t) for t in ("No", "Yes")]
-    return Ground(shape, device, periods, tokenizer, model, answers, encoded, prompts, samples.label, options.batch)
+    return Ground(
+        shape, device, periods, tokenizer, model, answers, encoded, prompts, samples.label, options.batch, dtype
+    )
 
 
-def _random_llama(shape: Shape, device: torch.device) -> Any:
+def dressed(shape: Shape, device: torch.device, dtype: torch.dtype, tokenizer: Any) -> AdaptedBackbone:
+    """Return a random backbone of a shape with a fresh training slot."""
+    model = AdaptedBackbone(wrap(_random_llama(shape, device, dtype), tokenizer, "random"), LoraSettings())
+    model.reset(0)
+    return model
+
+
+def _random_llama(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -103,7 +114,6 @@ def _random_llama(shape: Shape, device: torch.device) -> Any:
         eos_token_id=2,
     )
     with torch.device(device):
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         torch.set_default_dtype(dtype)
         try:
             return LlamaForCausalLM(config)
@@ -135,8 +145,11 @@ def ours(ground: Ground, layout: str, batch: int) -> Round:
     return run
 
 
-def trainer(ground: Ground) -> Round:
-    """Return a round of HF Trainer + PEFT; the first step of each call is not counted."""
+def trainer(ground: Ground, dtype: torch.dtype = torch.float32) -> Round:
+    """Return a round of HF Trainer + PEFT; the first step of each call is not counted.
+
+    In float32, its default, or with weights in bfloat16 and its `bf16` switch.
+    """
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
     end = [
@@ -144,6 +157,8 @@ def trainer(ground: Ground) -> Round:
         for answer in ("No.", "Yes.")
     ]
     rows = [{"input_ids": p + end[int(y)]} for p, y in zip(ground.prompts, ground.labels, strict=True)]
+    half = dtype == torch.bfloat16
+    model = ground.model if dtype == ground.dtype else dressed(ground.shape, ground.device, dtype, ground.tokenizer)
     collator = DataCollatorForLanguageModeling(ground.tokenizer, mlm=False)
     seen = {"tokens": 0}
 
@@ -176,12 +191,10 @@ def trainer(ground: Ground) -> Round:
             report_to=[],
             disable_tqdm=True,
             use_cpu=ground.device.type == "cpu",
-            bf16=ground.device.type == "cuda",
+            bf16=half,
             dataloader_pin_memory=ground.device.type == "cuda",
         )
-        Trainer(
-            model=ground.model.peft, args=arguments, train_dataset=rows, data_collator=counted, callbacks=[watch]
-        ).train()
+        Trainer(model=model.peft, args=arguments, train_dataset=rows, data_collator=counted, callbacks=[watch]).train()
         (first, before, idle), (last, after, busy) = watch.ends[0], watch.ends[-1]
         return ground.batch * (len(watch.ends) - 1), after - before, last - first, busy - idle
 
@@ -195,7 +208,7 @@ def lever(ground: Ground, *levers: str) -> Round:
     all weights instead of the adapter's, to show what LoRA saves.
     """
     model, encoded = ground.model, ground.encoded["exact"]
-    plain = encoded if "prefix" in levers or "walk" in levers else _written_out(encoded)
+    plain = encoded if "prefix" in levers or "walk" in levers else written_out(encoded)
     head = model.peft.get_base_model().get_output_embeddings()
     decoder = model.peft.get_base_model().get_decoder()
     rows_of_head = model.get_buffer("head")
@@ -242,7 +255,8 @@ def lever(ground: Ground, *levers: str) -> Round:
     return run
 
 
-def _written_out(encoded: Encoded) -> Encoded:
+def written_out(encoded: Encoded) -> Encoded:
+    """Return the sequences with the shared prefix in each."""
     prefix = len(encoded.prefix)
     spans = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
     pieces = [np.concatenate([encoded.prefix, encoded.tokens[a:b]]) for a, b in spans]

@@ -142,8 +142,9 @@ class BackboneConfig(Node):
     """`nano`, a folder in Hugging Face format, or a hub name."""
     revision: str | None = None
     """Commit of a hub model: name one, so that the run can be repeated."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the frozen weights; adapters stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights; adapters stay float32. `auto`: bfloat16 where the device multiplies it natively, else
+    float32; a run's folder names the type that was found."""
     device: str = "auto"
     """`auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`."""
     attention: str = "sdpa"

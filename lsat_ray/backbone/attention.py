@@ -10,14 +10,19 @@ from torch.nn import functional
 KEPT = 64 << 20
 """Bytes of attention weights that a layer may keep for its backward pass; above it they are computed again."""
 
+KEEPING = ("cpu",)
+"""Kinds of device on which weights are kept; whether it pays on a GPU `benchmarks/gpu.py` measures."""
+PRODUCTS = (torch.float32, torch.bfloat16)
+
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """Return `softmax(scale query key' + mask) value`, [B, heads, L, d].
 
-    Training in float32 on a CPU keeps the attention weights: there the fused kernel's backward pass, which computes
-    them again, costs more than the four matrix products that are left. Everything else is torch's own kernel.
+    Training on a CPU keeps the attention weights: there the fused kernel's backward pass, which computes them again,
+    costs more than the four matrix products that are left, in bfloat16 above all, where only the products are native.
+    Everything else is torch's own kernel.
 
     Args:
         query: [B, heads, L, d].
@@ -33,13 +38,16 @@ def attend(
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     weights = query[..., 0].numel() * key.shape[2] * query.element_size()
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if trained and query.device.type == "cpu" and query.dtype == torch.float32 and weights <= KEPT:
+    if trained and query.device.type in KEEPING and query.dtype in PRODUCTS and weights <= KEPT:
         return _Attention.apply(query, key, value, mask, scale)  # type: ignore[no-any-return, no-untyped-call]
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention as two products forwards and four backwards; keeps its weights and overwrites what it need not keep."""
+    """Attention as two products forwards and four backwards; keeps its weights and overwrites what it need not keep.
+
+    In bfloat16 products and softmax add up in float32; scores, weights and their gradients are rounded when stored.
+    """
 
     @staticmethod
     def forward(

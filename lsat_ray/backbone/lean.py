@@ -194,9 +194,8 @@ def linears(modules: Sequence[Any], x: torch.Tensor, keys: torch.Tensor | None =
         keys: int64 [T] of `dropout.token_keys`.
     """
     kinds = [_kind(m) for m in modules]
-    if "other" in kinds or "mixed" in kinds:
-        pairs = zip(modules, kinds, strict=True)
-        return [_mixed(m, x) if kind == "mixed" else _called(m, x, keys) for m, kind in pairs]
+    if "other" in kinds:
+        return [_called(m, x, keys) for m in modules]
     weights: list[torch.Tensor | None] = []
     scales = []
     for module, kind in zip(modules, kinds, strict=True):
@@ -222,46 +221,63 @@ def _called(module: Any, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Te
 
 
 class _Linears(torch.autograd.Function):
-    """`x (W + s B A)' + c` for several frozen W: LoRA joins its weight, and x gets one gradient, added up in place."""
+    """`x (W + s B A)' + c` for several frozen W; x gets one gradient, added up in place.
+
+    In one precision LoRA joins its weight. There a float32 update of a bfloat16 weight would be rounded away while it
+    is small, so it has products of its own: in the weight's type, which only A and B are cast to.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, scales: list[float], *weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         ctx.scales = scales
+        outputs, lows = [], []
+        for w, c, a, b, s in zip(weights[::4], weights[1::4], weights[2::4], weights[3::4], scales, strict=True):
+            low = None
+            if w is not None and a is not None and b is not None and _apart(w, a):
+                low = functional.linear(x, a.to(x.dtype))
+                outputs.append(functional.linear(x, w, c).addmm_(low, b.to(x.dtype).t(), alpha=s))
+            else:
+                outputs.append(functional.linear(x, _whole(w, a, b, s), c))
+            lows.append(low)
         adapted = any(a is not None for a in weights[2::4])
-        ctx.save_for_backward(x if adapted else None, *weights)
-        return tuple(
-            functional.linear(x, _whole(w, a, b, s), c)
-            for w, c, a, b, s in zip(weights[::4], weights[1::4], weights[2::4], weights[3::4], scales, strict=True)
-        )
+        ctx.save_for_backward(x if adapted else None, *weights, *lows)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, *weights = ctx.saved_tensors
+        count = len(grads)
+        weights, lows = weights[: 4 * count], weights[4 * count :]
         wanted = ctx.needs_input_grad[2:]
         total: torch.Tensor | None = None
         found: list[torch.Tensor | None] = [None] * len(weights)
         for number, (grad, scale) in enumerate(zip(grads, ctx.scales, strict=True)):
             w, _, a, b = weights[4 * number : 4 * number + 4]
+            apart, low = _apart(w, a), lows[number]
             if ctx.needs_input_grad[0]:
-                whole = _whole(w, a, b, scale)
+                whole = w if apart else _whole(w, a, b, scale)
                 total = grad @ whole if total is None else total.addmm_(grad, whole)
-            if a is not None and wanted[4 * number + 2]:
-                found[4 * number + 2] = (grad @ (scale * b)).t() @ x
-            if a is not None and wanted[4 * number + 3]:
-                found[4 * number + 3] = grad.t() @ functional.linear(x, scale * a)
+            if a is None:
+                continue
+            if apart or wanted[4 * number + 2]:
+                behind = grad @ (scale * b).to(grad.dtype)
+                if apart and total is not None:
+                    total.addmm_(behind, a.to(grad.dtype))
+                if wanted[4 * number + 2]:
+                    found[4 * number + 2] = (behind.t() @ x).to(a.dtype)
+            if wanted[4 * number + 3]:
+                if low is None:
+                    found[4 * number + 3] = grad.t() @ functional.linear(x, scale * a)
+                else:
+                    found[4 * number + 3] = (grad.t() @ low).to(b.dtype).mul_(scale)
         return total, None, *found
 
 
-def _mixed(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return the output of LoRA in float32 on a weight in half precision: its own products, no pass more."""
-    base, name = module.base_layer(x), module.active_adapters[0]
-    if module.disable_adapters:
-        return base  # type: ignore[no-any-return]
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    low = functional.linear(x.to(a.dtype), a) * module.scaling[name]
-    return (base + low @ b.t()).to(base.dtype)  # type: ignore[no-any-return]
+def _apart(weight: torch.Tensor | None, a: torch.Tensor | None) -> bool:
+    """Return whether LoRA is kept in another precision than its weight."""
+    return weight is not None and a is not None and a.dtype != weight.dtype
 
 
 def _whole(weight: torch.Tensor | None, a: torch.Tensor | None, b: torch.Tensor | None, scale: float) -> torch.Tensor:
@@ -269,8 +285,8 @@ def _whole(weight: torch.Tensor | None, a: torch.Tensor | None, b: torch.Tensor 
     return weight if a is None or b is None else torch.addmm(weight, b, a, alpha=scale)
 
 
-def _kind(module: Any) -> Literal["linear", "lora", "mixed", "other"]:
-    """Return whether this is a plain frozen linear, one with plain LoRA (mixed: in another precision), or neither."""
+def _kind(module: Any) -> Literal["linear", "lora", "other"]:
+    """Return whether this is a plain frozen linear, one with plain LoRA, or neither."""
     base = getattr(module, "base_layer", None)
     if base is None:
         return "linear" if _plain(module) else "other"
@@ -284,7 +300,7 @@ def _kind(module: Any) -> Literal["linear", "lora", "mixed", "other"]:
         return "other"
     if b.bias is not None or hasattr(a.weight, "ds_id") or a._forward_hooks or a._forward_pre_hooks:
         return "other"  # somebody watches it
-    return "lora" if a.weight.dtype == base.weight.dtype else "mixed"
+    return "lora"
 
 
 def _plain(module: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lsat_ray.config import BackboneConfig
+from lsat_ray.backbone.precision import native_bfloat16
+from lsat_ray.config import BackboneConfig, Experiment
 from lsat_ray.errors import LsatError
 from lsat_ray.files import sha256_of
 from lsat_ray.prompts.answer import AnswerTokens, find_answer_tokens
@@ -48,6 +49,31 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def dtype_of(config: BackboneConfig) -> str:
+    """Return the type of the weights; `auto` is bfloat16 where the device multiplies it natively, else float32."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if native_bfloat16(pick_device(config.device))[0] else "float32"
+
+
+def settle(config: Experiment) -> Experiment:
+    """Return the experiment with the type of its weights named, so that every worker and every resume takes the same.
+
+    Raises:
+        LsatError: when the weights will lie on GPUs that are not in this machine, so that it cannot ask them.
+    """
+    backbone = config.backbone
+    if backbone.dtype != "auto":
+        return config
+    elsewhere = (config.engine.gpus > 0 and backbone.device != "cpu") or backbone.device.startswith("cuda")
+    if elsewhere and not torch.cuda.is_available():
+        raise LsatError(
+            "backbone.dtype: auto asks the GPU, and there is none in this machine; "
+            "--set backbone.dtype=bfloat16 (compute capability 8.0 and later) or float32"
+        )
+    return config.model_copy(update={"backbone": backbone.model_copy(update={"dtype": dtype_of(backbone)})})
 
 
 def locate(config: BackboneConfig) -> Path:
@@ -120,7 +146,7 @@ def base_name(config: BackboneConfig, folder: Path) -> tuple[str, str | None]:
 
 def fingerprint(folder: Path, config: BackboneConfig) -> str:
     """Return the SHA-256 over the folder's weights, configs and tokenizer, and the dtype they are loaded in."""
-    digest = hashlib.sha256(f"{config.dtype} {config.quantization}".encode())
+    digest = hashlib.sha256(f"{dtype_of(config)} {config.quantization}".encode())
     names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model"))
     for path in names:
         digest.update(path.name.encode())
@@ -142,7 +168,7 @@ def load(config: BackboneConfig, folder: Path | None = None) -> Backbone:
 
     folder = folder or locate(config)
     device = pick_device(config.device)
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype_of(config)), "attn_implementation": config.attention}
     if config.quantization:
         options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
     try:

@@ -117,23 +117,23 @@ def devices(config: Experiment) -> Iterator[Finding]:
 
 
 def bfloat16(config: Experiment) -> Finding:
-    """Say whether the device computes in bfloat16 natively."""
-    import torch
+    """Say whether the device multiplies bfloat16 natively, and which type that makes of the backbone."""
+    from lsat_ray.backbone.load import pick_device
+    from lsat_ray.backbone.precision import native_bfloat16
 
-    on_gpu = torch.cuda.device_count() > 0 and config.backbone.device != "cpu"
-    if on_gpu:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        native = any(f in flags for f in ("avx512_bf16", "amx_bf16", " bf16"))
-    where = "the GPU" if on_gpu else "the CPU"
-    if native:
-        return Finding("ok", "bfloat16", f"native on {where}")
-    if config.backbone.dtype == "bfloat16":
-        return Finding(
-            "warn", "bfloat16", f"only emulated on {where}, and the config asks for it", "--set backbone.dtype=float32"
-        )
-    return Finding("ok", "bfloat16", f"not native on {where}, and not asked for")
+    device, asked = config.backbone.device, config.backbone.dtype
+    try:
+        native, why = native_bfloat16(pick_device(device))
+    except (RuntimeError, AssertionError) as error:
+        return Finding("warn", "bfloat16", f"{device} cannot be asked: {str(error).splitlines()[0]}")
+    text = f"{'native' if native else 'not native'} ({why})"
+    if asked == "bfloat16" and not native:
+        return Finding("warn", "bfloat16", f"{text}, and the config asks for it", "--set backbone.dtype=float32")
+    if asked == "float32" and native:
+        text += "; backbone.dtype=auto would use it"
+    if asked == "auto":
+        text += f"; auto is {'bfloat16' if native else 'float32'}"
+    return Finding("ok", "bfloat16", text)
 
 
 def placement(config: Experiment) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import nano
-from lsat_ray.backbone.load import Backbone
+from lsat_ray.backbone.load import Backbone, dtype_of
 from lsat_ray.cli.finding import Finding
 from lsat_ray.cli.machine import host_memory
 from lsat_ray.config import BackboneConfig, Experiment
@@ -62,7 +62,7 @@ def skeleton(config: Experiment, periods: Periods) -> tuple[Any, Any, str]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.backbone.dtype))
+            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype_of(config.backbone)))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LsatError(f"backbone.path: {folder} is not a causal LM: {reason}") from error

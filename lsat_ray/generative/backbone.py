@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.forward import answer_states
-from lsat_ray.backbone.load import fingerprint, pick_device
+from lsat_ray.backbone.load import dtype_of, fingerprint, pick_device
 from lsat_ray.config import BackboneConfig, NanoConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.generative.blocks import Blocks, Split
@@ -53,7 +53,7 @@ def load(config: BackboneConfig, folder: Path, blocks: Blocks, text: bool) -> Co
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype_of(config)), "attn_implementation": config.attention}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from lsat_ray import data
-from lsat_ray.backbone.load import locate
+from lsat_ray.backbone.load import locate, settle
 from lsat_ray.config import Experiment
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.data.periods import Periods, cut
@@ -40,6 +40,7 @@ def check(config: Experiment) -> Checked:
     Raises:
         LsatError: on bad input.
     """
+    config = settle(config)
     log = data.load(config.data)
     periods = cut(log, config.data, config.periods)
     checked = Checked(config, log, periods, summarise(log, periods, config.first_test))

@@ -13,7 +13,7 @@ import numpy as np
 
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone import nano
-from lsat_ray.backbone.load import fingerprint, locate
+from lsat_ray.backbone.load import fingerprint, locate, settle
 from lsat_ray.baselines.naive import PERIOD_RATE, item_rate_by_period, naive_scores, oracle_scores
 from lsat_ray.config import Experiment
 from lsat_ray.data.interactions import write_ids
@@ -83,6 +83,7 @@ def opened(
         LsatError: on bad input, before anything is written.
     """
     began = time.time()
+    config = settle(config)
     folder = RunDir(runs_dir, config)
     folder.check()
     backend.check(serve)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
+from lsat_ray.backbone import attention
 from lsat_ray.config import EngineConfig, PromptConfig, Recipe
+from lsat_ray.prompts.batch import Batch
 
 ROOM = 0.9
 """Share of a worker's memory that the estimate may fill."""
@@ -63,10 +65,33 @@ def estimate(
         weights //= world
     width = next(p for p in model.parameters() if id(p) not in slot).element_size()
     tokens = -(-recipe.batch_size // (world * engine.micro_batches)) * prompt.max_tokens
-    # A layer keeps the inputs of its norms, projections, attention and gated MLP.
-    layer = 10 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
-    kept = layers * config.hidden_size + layer if engine.checkpointing else layers * layer
-    return Estimate(frozen, weights + gradients + moments, tokens * width * kept)
+    # A layer keeps the inputs of its norms, projections, attention and gated MLP, and on a CPU its attention weights.
+    layer = (
+        tokens * width * (10 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size))
+    )
+    if (model.device.type if model.device.type != "meta" else "cuda" if engine.gpus else "cpu") in attention.KEEPING:
+        layer += min(attention.KEPT, tokens * width * prompt.max_tokens * config.num_attention_heads)
+    kept = layers * tokens * width * config.hidden_size + layer if engine.checkpointing else layers * layer
+    return Estimate(frozen, weights + gradients + moments, kept)
+
+
+def kept(model: AdaptedBackbone, batch: Batch) -> int:
+    """Return the bytes that the backward pass of a batch keeps, weights apart: the truth that is estimated."""
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+    alive = []  # so that no storage is freed and its address taken again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(batch)
+    return sum(sizes.values())
 
 
 def available(device: torch.device, engine: EngineConfig) -> int:

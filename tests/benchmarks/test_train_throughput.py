@@ -21,15 +21,18 @@ LEVERS = {
 }
 
 
-def test_toy_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_toy_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.json"
     quality = tmp_path / "quality.json"
     run = {"layout": "stream(16)", "backbone": "own", "gap": 0.25}
     quality.write_text(json.dumps({"data": {"synthetic": [run]}}))
-    options = "--shape toy --rows 160 --batch 8 --rounds 1 --seconds 0 --threads 1 --device cpu"
+    options = f"--shape toy --rows 160 --batch 8 --rounds 1 --seconds 0 --threads 1 --device cpu --dtype {dtype}"
     train_throughput.main([*options.split(), "--json", str(out), "--quality", str(quality)])
     tree = json.loads(out.read_text())
-    assert tree.keys() >= KEYS | LEVERS
+    assert tree.keys() >= KEYS | LEVERS | {"exact_ratio_bf16_peer"}
+    assert tree["dtype"] == dtype
+    assert ("trainer_bf16" in tree["methods"]) == (tree["exact_ratio_bf16_peer"] is not None) == (dtype == "bfloat16")
     assert tree["auc_gap"] == {"synthetic": {"stream(16) on own": 0.25}}
     assert all(tree[k] > 0 for k in (KEYS | LEVERS) - {"auc_gap"})
     assert tree["tokens"]["stream"]["tokens_per_target"] < tree["tokens"]["exact"]["tokens_per_target"]

@@ -14,7 +14,7 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, serving
 from lsat_ray.distributed.search import search
 from lsat_ray.distributed.stream import StreamReplayer, again
-from lsat_ray.distributed.training import TrainingSessions
+from lsat_ray.distributed.training import TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Candidate, Reached
 from lsat_ray.runs.tasks import Context, Task
@@ -44,7 +44,8 @@ class RayBackend:
         """Start the stream, tell the sessions what they work on, and start the endpoint."""
         assert self._sessions is not None
         lookahead = self.config.replay.lookahead
-        self._replayer = StreamReplayer.remote([ray.put(periods)], lookahead, str(self._run_dir))  # type: ignore[attr-defined]
+        actor: Any = StreamReplayer
+        self._replayer = actor.options(**pinned()).remote([ray.put(periods)], lookahead, str(self._run_dir))
         ray.get(self._replayer.rewind.remote())
         self._sessions.open(context, self._replayer)
         if serve:

@@ -147,12 +147,28 @@ def _expect(place: Place, code: int | None) -> None:
 # One attempt, in a process of its own
 
 
-def attempt(place: Place, run: str, faults: list[Fault] | None = None, seed: int = 0) -> int | None:
-    """Run the command once in a fresh process; return its exit code, None when it hung."""
+def attempt(
+    place: Place,
+    run: str,
+    faults: list[Fault] | None = None,
+    seed: int = 0,
+    meanwhile: Callable[[int], None] | None = None,
+) -> int | None:
+    """Run the command once in a fresh process; return its exit code, None when it hung.
+
+    Args:
+        place: where and by what.
+        run: name of the run.
+        faults: that the process meets.
+        seed: of what they damage.
+        meanwhile: is called beside it, with its process id.
+    """
     context = multiprocessing.get_context("forkserver")  # clean processes that have paid for the imports already
     context.set_forkserver_preload(["tests.chaos.preload"])
     process = context.Process(target=_work, args=(place, run, faults or [], seed))
     process.start()
+    if meanwhile:
+        meanwhile(process.pid or 0)
     process.join(DEADLINE[place.backend])
     code = process.exitcode
     _end(process.pid)  # what a killed driver leaves running on this machine
@@ -190,6 +206,7 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
     from tests.chaos.points import instrument
 
     tree = {**yaml.safe_load(CONFIG), "name": run, "serve": {"port": place.port}}
+    tree["engine"]["kind"] = "torch"  # so that both backends end with the same bytes
     config = Experiment.model_validate(tree)
     backend: Any
     if place.backend == "local":
@@ -197,6 +214,9 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
 
         backend = LocalBackend(config)
     else:
+        from lsat_ray.distributed import cluster
+
+        cluster.settle()
         from lsat_ray.distributed.backend import RayBackend
 
         backend = RayBackend(config)

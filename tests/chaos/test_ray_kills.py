@@ -60,7 +60,7 @@ def arrived(run: Path) -> int:
         ("ray::TrainingQueue", lambda run: trained(run) >= 3),
         ("ray::StreamReplayer", lambda run: trained(run) >= 3),
         ("RayTrainWorker", lambda run: trained(run) >= 3),
-        ("ray::ServeReplica", lambda run: arrived(run) >= 3),
+        ("ray::SERVE_REPLICA", lambda run: arrived(run) >= 3),
     ],
     ids=["queue", "stream", "training-worker", "replica-while-it-scores"],
 )

@@ -26,13 +26,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--json", type=Path, help="file for the table")
     parser.add_argument("--backend", choices=["local", "ray"], default="local")
+    parser.add_argument("--workers", type=int, default=1, help="faults at once, with --backend local")
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a folder that is deleted)")
     given = parser.parse_args()
     command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as scratch:
         place = Place((given.folder or Path(scratch)).resolve(), given.backend)
         kinds = KINDS if given.backend == "local" else REAL
-        table = drill(place, given.points, given.seed, kinds, lambda line: print(line, flush=True))
+        table = drill(place, given.points, given.seed, kinds, lambda line: print(line, flush=True), given.workers)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     head = {"command": command, "seed": given.seed, "backend": given.backend, "commit": commit, "machine": machine}

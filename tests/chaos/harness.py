@@ -11,7 +11,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,9 @@ class Outcome:
     """`identical`, `lost`, `doubled`, `different`, `failed` or `hung`; what and where behind a colon."""
 
 
-def drill(place: Place, number: int, seed: int, kinds: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
+def drill(
+    place: Place, number: int, seed: int, kinds: tuple[str, ...], say: Callable[[str], None], workers: int = 1
+) -> dict[str, Any]:
     """Draw faults, run each, and return the table of outcomes.
 
     Args:
@@ -69,15 +73,17 @@ def drill(place: Place, number: int, seed: int, kinds: tuple[str, ...], say: Cal
         seed: of the draw.
         kinds: that are drawn.
         say: hears a line per fault.
+        workers: faults at once (local backend).
     """
     place.root.mkdir(parents=True, exist_ok=True)
     points = _points(place)
     faults = sample(points, number, seed, kinds)
     _expect(place, attempt(place, WHOLE, [f for f in faults if f.kind not in ("kill", "full")], seed))
     outcomes = []
-    for fault in faults:
-        outcomes.append(face(place, fault))
-        say(f"{fault.number + 1}/{number} {fault.kind} {fault.name}: {outcomes[-1].outcome}")
+    with ThreadPoolExecutor(workers) as pool:
+        for fault, outcome in zip(faults, pool.map(partial(face, place), faults), strict=True):
+            outcomes.append(outcome)
+            say(f"{fault.number + 1}/{number} {fault.kind} {fault.name}: {outcome.outcome}")
     counts = {name: sum(o.outcome.partition(":")[0] == name for o in outcomes) for name in OUTCOMES}
     return {"points": number, **counts, "passed": len(points), "faults": [vars(o) for o in outcomes]}
 

@@ -285,8 +285,8 @@ class EngineConfig(Node):
     """Compute no padding (exact layout): all prompts of a batch in one row, attention block by block."""
     checkpoint_every: int = Field(200, ge=1)
     """Steps between two states of a half-fitted adapter, from which a restarted session goes on."""
-    max_failures: int = Field(3, ge=0)
-    """Times a session is restarted after a worker died."""
+    max_failures: int = Field(2, ge=0)
+    """Times that one task is tried again after its worker died; each task is counted by itself."""
 
 
 class SearchConfig(Node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -97,7 +98,7 @@ class AdapterStore:
                 save_numpy({"row": validation[0], "margin": validation[1]}, draft / SCORES)
             files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
             manifest = {"digest": digest, "spec": spec, "files": files, "facts": facts}
-            (draft / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
+            (draft / MANIFEST).write_text(_sealed(json.loads(json.dumps(manifest))))
         return final
 
     def usable(self, digest: str) -> bool:
@@ -170,6 +171,10 @@ class AdapterStore:
         manifest = self.manifest(digest)
         if manifest.get("digest") != digest:
             raise LsatError(f"{folder / MANIFEST}: describes adapter {manifest.get('digest')}, not {digest}; {REMEDY}")
+        tree = {k: v for k, v in manifest.items() if k != "check"}
+        written = (folder / MANIFEST).read_text()
+        if written != (_sealed(tree) if "check" in manifest else _text(tree)):
+            raise LsatError(f"{folder / MANIFEST}: not as it was written, the file is damaged; {REMEDY}")
         for name, expected in manifest["files"].items():
             path = folder / name
             if not path.is_file():
@@ -183,6 +188,15 @@ class AdapterStore:
         if not self.root.is_dir():
             return []
         return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and p.name in self)
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """Return the text of a manifest with its own SHA-256 in it; manifests of earlier versions have none."""
+    return _text({**manifest, "check": hashlib.sha256(_text(manifest).encode()).hexdigest()})
+
+
+def _text(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, indent=2, sort_keys=True)
 
 
 def _peft_config(spec: AdapterSpec, adapter: Adapter, base: str, revision: str | None) -> dict[str, Any]:

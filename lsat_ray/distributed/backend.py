@@ -14,7 +14,7 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, serving
 from lsat_ray.distributed.search import search
 from lsat_ray.distributed.stream import StreamReplayer, again
-from lsat_ray.distributed.training import TrainingSessions
+from lsat_ray.distributed.training import TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Candidate, Reached
 from lsat_ray.runs.tasks import Context, Task
@@ -50,7 +50,8 @@ class RayBackend:
         assert self._sessions is not None
         lookahead = self.config.replay.lookahead
         self._periods = ray.put(periods)  # held: an actor that is restarted reads it again
-        self._replayer = StreamReplayer.remote([self._periods], lookahead, str(self._run_dir))  # type: ignore[attr-defined]
+        actor: Any = StreamReplayer
+        self._replayer = actor.options(**pinned()).remote([self._periods], lookahead, str(self._run_dir))
         ray.get(self._replayer.rewind.remote())
         self._sessions.open(context, self._replayer)
         if serve:

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsat_ray.config import EngineConfig
 from lsat_ray.distributed.stream import RayReader
 from lsat_ray.errors import LsatError
+from lsat_ray.files import append_line
 from lsat_ray.runs.tasks import Context, Task, TaskBook
 from lsat_ray.training.engine import DataParallel, Engine, TorchEngine
 
-CLOSED = "closed"
+CLOSED, LOST = "closed", "lost"
+WAIT_S = 2.0
+"""Seconds after which the driver, while it waits, looks whether anybody is left who could answer."""
+START_S = 1800.0
+"""Seconds in which the first session must have started; a cluster that scales up takes minutes."""
+END_S = 60.0
+"""Seconds that sessions have to end."""
 
 
-@ray.remote(num_cpus=0)
+def pinned() -> dict[str, Any]:
+    """Return the options of an actor that belongs on the driver's node: under `ray job submit` the head, not a spot."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=True)}
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class TrainingQueue:
-    """The task book behind one address; takers and waiters sleep until something changes."""
+    """The task book behind one address; takers and waiters sleep until something changes.
 
-    def __init__(self) -> None:
-        self._book = TaskBook()
+    An actor that Ray has restarted holds an empty book and no context. The driver, which keeps both, sees that and says
+    them again; a session's answer to a task that is not there yet is dropped, and the task is done again (what it had
+    published is found in the store).
+    """
+
+    def __init__(self, tries: int, log: str) -> None:
+        self._tries = tries
+        self._book = TaskBook(tries, log)
         self._context: tuple[Context, Any] | None = None
         self._changed = asyncio.Condition()
+        self._starts: dict[int, int] = {}
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -45,10 +70,25 @@ class TrainingQueue:
         self._context = (context[0], context[1])
         await self._wake()
 
-    async def context(self, timeout: float) -> tuple[Context, Any] | None:
-        """Return context and stream once they are known, None after a time-out."""
+    async def begin(self, session: int) -> bool:
+        """Give back what a restarted session had taken; False when it has died too often before it was ready."""
+        self._book.give_back(session, "its worker died")
+        self._starts[session] = self._starts.get(session, 0) + 1
+        await self._wake()
+        return self._starts[session] <= self._tries
+
+    async def ready(self, session: int) -> None:
+        """Hear that a session has loaded its model."""
+        self._starts[session] = 0
+
+    async def began(self) -> bool:
+        """Return whether any session has ever started."""
+        return bool(self._starts)
+
+    async def context(self, timeout: float) -> tuple[Context, Any] | str | None:
+        """Return context and stream once they are known, `CLOSED` at the end, None after a time-out."""
         await self._until(lambda: self._context is not None or self._book.closed, timeout)
-        return self._context
+        return CLOSED if self._book.closed else self._context
 
     async def submit(self, tasks: list[Task], present: set[str]) -> None:
         """Add tasks; `present` names adapters that are in the store."""
@@ -60,10 +100,12 @@ class TrainingQueue:
         found: list[Task] = []
 
         def ready() -> bool:
+            if self._book.closed:
+                return True
             task = self._book.take(session)
             if task is not None:
                 found.append(task)
-            return task is not None or self._book.closed
+            return task is not None
 
         await self._until(ready, timeout)
         return found[0] if found else (CLOSED if self._book.closed else None)
@@ -74,17 +116,19 @@ class TrainingQueue:
         await self._wake()
 
     async def fail(self, key: str, reason: str) -> None:
-        """Record a failure."""
+        """Record that a task cannot be done, however often it is tried."""
         self._book.fail(key, reason)
         await self._wake()
 
-    async def restart(self, session: int) -> None:
-        """Give back what a restarted session had taken."""
-        self._book.restart(session)
+    async def give_back(self, session: int, reason: str) -> None:
+        """Take back what a session had taken: it stumbled, or has died for good."""
+        self._book.give_back(session, reason)
         await self._wake()
 
-    async def wait(self, keys: list[str], timeout: float) -> dict[str, Any] | None:
-        """Return {key: (state, result)} once all are done or one failed, None after a time-out."""
+    async def wait(self, keys: list[str], timeout: float) -> dict[str, Any] | str | None:
+        """Return {key: (state, result)} once all are done or one failed, None after a time-out, `LOST` if unknown."""
+        if self._context is None or not self._book.knows(keys):
+            return LOST
         await self._until(lambda: self._book.finished(keys), timeout)
         if not self._book.finished(keys):
             return None
@@ -105,19 +149,38 @@ class TrainingQueue:
 
 
 class TrainingSessions:
-    """The driver's side: start sessions, submit tasks, wait for results."""
+    """The driver's side: start sessions, submit tasks, wait for results; it keeps what a lost queue must hear again."""
 
     def __init__(self, config: EngineConfig, run_dir: Path) -> None:
-        self.queue = TrainingQueue.remote()  # type: ignore[attr-defined]
         self._config = config
+        self._run_dir = Path(run_dir).resolve()
+        self._log = self._run_dir / "train" / "sessions.log"
+        self._tries = config.max_failures + 1
+        self.queue = TrainingQueue.options(**pinned()).remote(self._tries, str(self._log))  # type: ignore[attr-defined]
+        self._context: list[Any] = []
+        self._closed = False
+        self._started, self._began = time.monotonic(), False
         self._threads: list[threading.Thread] = []
-        self._errors: list[BaseException] = []
+        self._errors: list[str] = []
         for session in range(config.sessions):
-            thread = threading.Thread(target=self._fit, args=(session, Path(run_dir).resolve()), daemon=True)
+            thread = threading.Thread(target=self._keep, args=(session,), daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _fit(self, session: int, run_dir: Path) -> None:
+    def _keep(self, session: int) -> None:
+        """Keep a session alive; one that dies for good gives back what it had."""
+        for _ in range(self._tries):
+            try:
+                self._fit(session)
+                break  # the queue is closed, or the session has given up
+            except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
+                self._errors.append(note(self._log, f"session {session} died for good", error))
+            with contextlib.suppress(RayError):  # the cluster is gone: the driver hears of that by itself
+                ray.get(self.queue.give_back.remote(session, "its session died"))
+            if self._closed:
+                break
+
+    def _fit(self, session: int) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -125,27 +188,26 @@ class TrainingSessions:
         resources: dict[str, float] = {"CPU": engine.cpus}
         if engine.gpus:
             resources["GPU"] = engine.gpus
+        loop = {"queue": self.queue, "session": session, "engine": engine, "log": str(self._log)}
         trainer = TorchTrainer(
             session_loop,
-            train_loop_config={"queue": self.queue, "session": session, "engine": engine},
+            train_loop_config=loop,
             scaling_config=ScalingConfig(
                 num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
             ),
             torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
             run_config=RunConfig(
                 name=f"session{session}",
-                storage_path=str(run_dir / "train"),
-                failure_config=FailureConfig(max_failures=engine.max_failures),
+                storage_path=str(self._run_dir / "train"),
+                failure_config=FailureConfig(max_failures=-1),  # the queue counts, by task
             ),
         )
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
-            self._errors.append(error)
+        trainer.fit()
 
     def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
-        ray.get(self.queue.open.remote([context, replayer]))
+        self._context = [context, replayer]
+        ray.get(self.queue.open.remote(self._context))
 
     def run(
         self, tasks: Sequence[Task], present: set[str], counts: Callable[[dict[str, int]], None] | None = None
@@ -158,29 +220,54 @@ class TrainingSessions:
             counts: hears every two seconds how many tasks are waiting, running and done.
 
         Raises:
-            LsatError: when a task failed or all sessions have died.
+            LsatError: when a task failed, no session has started in time, or all have died.
         """
         if not tasks:
             return {}
         keys = [t.key for t in tasks]
         ray.get(self.queue.submit.remote(list(tasks), present))
-        while (states := ray.get(self.queue.wait.remote(keys, 2.0))) is None:
+        while not isinstance(states := ray.get(self.queue.wait.remote(keys, WAIT_S)), dict):
+            if states == LOST:
+                ray.get(self.queue.open.remote(self._context))
+                ray.get(self.queue.submit.remote(list(tasks), present))
+                continue
             if counts:
                 counts(ray.get(self.queue.counts.remote()))
-            if not any(t.is_alive() for t in self._threads):
-                reason = self._errors[0] if self._errors else "they ended early"
-                raise LsatError(f"training: no session is left to train in ({reason}); the same command resumes")
+            self._look()
         for state, result in states.values():
             if state == "failed":
                 raise LsatError(str(result))
         ray.get(self.queue.forget.remote(keys))
+        self._began = True
         return {k: result for k, (_, result) in states.items()}
+
+    def _look(self) -> None:
+        """Look whether anybody is left to answer.
+
+        Raises:
+            LsatError: when nobody is.
+        """
+        if not any(t.is_alive() for t in self._threads):
+            reason = self._errors[0] if self._errors else "their workers died again and again before they were ready"
+            raise LsatError(
+                f"training: no session is left to train in ({reason}); see {self._log}, the same command resumes"
+            )
+        self._began = self._began or ray.get(self.queue.began.remote())
+        if not self._began and time.monotonic() - self._started > START_S:
+            engine = self._config
+            raise LsatError(
+                f"training: no session has started in {START_S / 60:.0f} min; look at `ray status`: is there room for "
+                f"{engine.workers} workers with {engine.cpus:g} CPUs and {engine.gpus:g} GPUs each?"
+            )
 
     def close(self) -> None:
         """Let the workers end and wait for them."""
-        ray.get(self.queue.close.remote())
-        for thread in self._threads:
-            thread.join(timeout=60)
+        self._closed = True
+        deadline = time.monotonic() + END_S
+        while any(t.is_alive() for t in self._threads) and time.monotonic() < deadline:
+            ray.get(self.queue.close.remote())  # again and again: a queue that was lost has forgotten it
+            for thread in self._threads:
+                thread.join(timeout=WAIT_S)
         ray.kill(self.queue)  # a driver that runs many studies would carry one along for each
 
 
@@ -189,7 +276,7 @@ def session_loop(loop: dict[str, Any]) -> None:
     from ray import train
     from torch import distributed
 
-    queue, session, engine = loop["queue"], loop["session"], loop["engine"]
+    queue, session, engine, log = loop["queue"], loop["session"], loop["engine"], Path(loop["log"])
     rank = train.get_context().get_world_rank()
 
     def shared(call: Any) -> Any:
@@ -199,27 +286,47 @@ def session_loop(loop: dict[str, Any]) -> None:
             distributed.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    shared(lambda: queue.restart.remote(session))
+    def stumble(what: str, error: Exception) -> str:
+        return note(log, f"session {session}, rank {rank}, {what}", error)
+
+    if not shared(lambda: queue.begin.remote(session)):
+        return
     from lsat_ray.runs.worker import Worker  # what takes seconds, while the driver still builds the backbone
 
     context = None
     while context is None:
         context = shared(lambda: queue.context.remote(5.0))
-        if context is None and shared(lambda: queue.take.remote(session, 0.0)) == CLOSED:
-            return
+    if context == CLOSED:
+        return
     work, replayer = context
     make = partial(_engine, engine, work)
-    worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it on the driver
+    try:
+        worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it
+    except Exception as error:
+        stumble("before the first task", error)
+        raise
+    shared(lambda: queue.ready.remote(session))
     while (task := shared(lambda: queue.take.remote(session, 10.0))) != CLOSED:
         if task is None:
             continue
         try:
             result = worker.run(task)
-        except LsatError as error:
+        except LsatError as error:  # bad input: another try would end the same
+            stumble(task.name, error)
             ray.get(queue.fail.remote(task.key, str(error)))
+            raise
+        except Exception as error:
+            ray.get(queue.give_back.remote(session, stumble(task.name, error)))
             raise
         if rank == 0:
             ray.get(queue.done.remote(task.key, result))
+
+
+def note(log: Path, where: str, error: BaseException) -> str:
+    """Write an error with its traceback to the sessions' log; return it in one line."""
+    lines = "".join(traceback.format_exception(error)).rstrip().replace("\n", "\n    ")
+    append_line(log, f"{where}:\n    {lines}")
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _engine(settings: EngineConfig, context: Context, model: Any) -> Engine:

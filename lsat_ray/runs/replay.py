@@ -23,6 +23,7 @@ def replay(config: Experiment, runs_dir: Path, backend: Backend, say: Say, check
     with opened(config, runs_dir, backend, say, serve=True, checked=checked) as run:
         for seed in config.seeds:
             _replay(run, seed)
+        steps.keep_served(run, config.seeds[-1], run.periods.count - 1)
         results.write(run)
     return run.folder.path
 

@@ -203,6 +203,13 @@ def publish(run: Run, seed: int, t: int) -> None:
         run.ledger.append(seed, m.strategy, t, "publish", digest=m.digest)
 
 
+def keep_served(run: Run, seed: int, t: int) -> None:
+    """Serve the models of period t where something else is served: after a restart, or when an adapter was damaged."""
+    following = [m for m in models(run, seed, t) if m.served]
+    if following and run.backend.serving() != version(seed, t):
+        run.backend.publish(following, version(seed, t))
+
+
 # measure
 
 
@@ -216,8 +223,7 @@ def measure_served(run: Run, seed: int, t: int) -> None:
     asked = {m.strategy: m for m in unmeasured(run, seed, t) if m.served}
     if not asked:
         return
-    if run.backend.serving() != version(seed, t - 1):  # after a restart
-        run.backend.publish([m for m in models(run, seed, t - 1) if m.served], version(seed, t - 1))
+    keep_served(run, seed, t - 1)
     count = len(run.periods.rows(t))
     with run.timings.span("serve", t, targets=count * len(asked)):
         answers = run.backend.score_served(t, list(asked))

@@ -38,6 +38,11 @@ class Fit:
         return self.spec.digest
 
     @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return f"training of {self.key[:12]} (period {self.as_of})"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Models that must be in the store before."""
         return tuple(p.digest for p in self.spec.parents())
@@ -60,6 +65,11 @@ class Score:
     def key(self) -> str:
         """Digest of pass and slice."""
         return _digest(self.model.digest, tuple(self.slice))
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return f"scoring of period {self.slice.period} {self.slice.part} by {self.model.strategy}"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -86,6 +96,11 @@ class Coefficients:
         return _digest(self.adapters, [tuple(s) for s in self.slices], self.pull)
 
     @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return f"learning of merge weights (period {self.as_of})"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The adapters."""
         return self.adapters
@@ -108,19 +123,29 @@ class Entry:
     state: State = "waiting"
     session: int | None = None
     result: Any = None
+    tries: int = 0
+    """Times that it was handed out."""
 
 
 class TaskBook:
     """Tasks in the order of submission; one is handed out when everything that it needs is done.
 
-    Every call can be repeated without harm, so that sessions and driver may be restarted at any moment.
+    Every call can be repeated without harm, so that sessions and driver may be restarted at any moment. A book that
+    was lost is begun anew: the driver submits again, and what is told of tasks that the book does not know is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tries: int = 3, log: str = "") -> None:
+        """Begin an empty book.
+
+        Args:
+            tries: times that a task is handed out before it counts as failed.
+            log: where the sessions write what happened to them; named in messages.
+        """
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self.present: set[str] = set()
         """Models that are in the store."""
         self.closed = False
+        self._tries, self._log = tries, log
 
     def submit(self, tasks: list[Task], present: set[str]) -> None:
         """Add tasks; those that are known stay as they are."""
@@ -130,29 +155,43 @@ class TaskBook:
                 self.entries[task.key] = Entry(task)
 
     def take(self, session: int) -> Task | None:
-        """Hand the first task that can run to a session."""
+        """Hand the first task that can run to a session; one whose answer was lost on the way gets its task again."""
+        for entry in self.entries.values():
+            if entry.state == "running" and entry.session == session:
+                return entry.task
         for entry in self.entries.values():
             if entry.state == "waiting" and all(n in self.present for n in entry.task.needs):
                 entry.state, entry.session = "running", session
+                entry.tries += 1
                 return entry.task
         return None
 
     def done(self, key: str, result: Any) -> None:
         """Record a task's result."""
-        entry = self.entries[key]
+        if (entry := self.entries.get(key)) is None:
+            return
         entry.state, entry.result = "done", result
         if isinstance(entry.task, Fit):
             self.present.add(key)
 
     def fail(self, key: str, reason: str) -> None:
         """Record that a task cannot be done."""
-        self.entries[key].state, self.entries[key].result = "failed", reason
+        if (entry := self.entries.get(key)) is not None:
+            entry.state, entry.result = "failed", reason
 
-    def restart(self, session: int) -> None:
-        """Give back what a restarted session had been doing."""
+    def give_back(self, session: int, reason: str) -> None:
+        """Give back what a session had been doing when it stumbled or died; after the last try it has failed."""
         for entry in self.entries.values():
-            if entry.session == session and entry.state == "running":
-                entry.state, entry.session = "waiting", None
+            if entry.session != session or entry.state != "running":
+                continue
+            entry.state, entry.session = "waiting", None
+            if entry.tries >= self._tries:
+                log = f"; see {self._log}" if self._log else ""
+                self.fail(entry.task.key, f"{entry.task.name}: given up after {entry.tries} tries ({reason}){log}")
+
+    def knows(self, keys: list[str]) -> bool:
+        """Return whether all tasks were submitted to this book."""
+        return all(k in self.entries for k in keys)
 
     def finished(self, keys: list[str]) -> bool:
         """Return whether all are done or one has failed."""

@@ -99,11 +99,15 @@ class Worker:
 
     def _fit(self, task: Fit) -> dict[str, Any]:
         spec = task.spec
-        if spec.digest in self.store:
+        if self._told(spec.digest in self.store):
             return {"value": None, "seconds": {}, "targets": 0}
         if isinstance(spec, ClassicalSpec):
             return self._fit_classical(spec) if self.engine.rank == 0 else {}
         return self._fit_adapter(spec, task.as_of)
+
+    def _told(self, seen: bool) -> bool:
+        """Return what rank 0 sees: on shared storage another rank may see a file later, and would go another way."""
+        return bool(self.engine.gather(np.array([seen]))[0])
 
     def _fit_adapter(self, spec: AdapterSpec, as_of: int) -> dict[str, Any]:
         began = time.perf_counter()

@@ -288,7 +288,13 @@ class _Fit:
 
     def resume(self) -> dict[str, torch.Tensor]:
         """Load progress and weights of the newest state, if there is one of this engine; return its tensors."""
-        found = self.checkpoint.load(self.spec.digest) if self.checkpoint else None
+        if self.checkpoint is None:
+            return {}
+        found = self.checkpoint.load(self.spec.digest)
+        seen = self.engine.gather(np.array([found[1]["step"] if found else -1]))
+        if len(set(seen.tolist())) > 1:  # on shared storage a rank may see a file later
+            self.say(f"not resumed: the workers see states of steps {sorted(set(seen.tolist()))}")
+            return {}
         if found is None:
             return {}
         tensors, facts = found

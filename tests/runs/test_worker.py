@@ -105,3 +105,38 @@ def test_what_shares_a_history_is_encoded_together(
     if layout == "shared-history":
         apart = sum(len(mine.encoder(tiny_periods.rows(*s))) for s in slices)
         assert len(encoded) < apart
+
+
+class Other(TorchEngine):
+    """Rank 0 of two; the other rank saw something else on the disk."""
+
+    def __init__(self, other: int) -> None:
+        self.other = other
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        return np.append(values, np.array([self.other], dtype=values.dtype)) if len(values) == 1 else values
+
+
+def test_rank_0_says_what_is_in_the_store_and_ranks_that_see_other_states_begin_anew(
+    tiny_experiment: Experiment,
+    tiny_periods: Periods,
+    tiny_backbone_folder: Path,
+    stream: Stream,
+    said: list[str],
+    tmp_path: Path,
+) -> None:
+    """Each rank looked by itself: one went on to the next task, the others waited for it in a collective call."""
+    engine = EngineConfig(kind="torch", workers=1, checkpoint_every=3)
+    recipe = tiny_experiment.recipe.model_copy(update={"batch_size": 16, "epochs": 2})
+    config = tiny_experiment.model_copy(update={"engine": engine, "recipe": recipe})
+    task = Fit(full_retraining(setting(config, tiny_periods), 2))
+    killed = worker(config, tiny_periods, tiny_backbone_folder, tmp_path, stream, said)
+    killed.engine = Mortal()
+    with pytest.raises(Death):
+        killed.run(task)
+    again = worker(config, tiny_periods, tiny_backbone_folder, tmp_path, stream, said)
+    again.engine = Other(-1)
+    assert again.run(task)["targets"] > 0, "the other rank says that the adapter is there; rank 0 does not see it"
+    assert said == ["training: not resumed: the workers see states of steps [-1, 3]"]
+    again.engine = Other(0)
+    assert again.run(task)["targets"] == 0, "rank 0 sees it; the other rank does not"

@@ -1,0 +1,90 @@
+"""SIGKILL of a process of the cluster: the run goes on by itself and ends as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness import WHOLE, Place, attempt, compare
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the tiny replay in peace, without Ray; return the folder of all runs."""
+    root = tmp_path_factory.mktemp("runs")
+    assert attempt(Place(root, "local"), WHOLE) == 0, (root / f"{WHOLE}.log").read_text()[-3000:]
+    return root
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the command lines of all processes below one, by process id."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    below, new = set(), {pid}
+    while new:
+        new = {p for p, parent in parents.items() if parent in new} - below
+        below |= new
+    lines = {}
+    for p in below:
+        try:
+            lines[p] = Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return lines
+
+
+def trained(run: Path) -> int:
+    return len(list(run.glob("adapters/*/manifest.json")))
+
+
+def arrived(run: Path) -> int:
+    file = run / "watermark.json"
+    return json.loads(file.read_text()) if file.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("title", "now"),
+    [
+        ("ray::TrainingQueue", lambda run: trained(run) >= 3),
+        ("ray::StreamReplayer", lambda run: trained(run) >= 3),
+        ("RayTrainWorker", lambda run: trained(run) >= 3),
+        ("ray::SERVE_REPLICA", lambda run: arrived(run) >= 3),
+    ],
+    ids=["queue", "stream", "training-worker", "replica-while-it-scores"],
+)
+def test_a_killed_process_costs_time_and_nothing_else(
+    whole: Path, request: pytest.FixtureRequest, title: str, now: Callable[[Path], bool]
+) -> None:
+    """The run ended with up to 750 lines of traceback, or waited for ever."""
+    name = request.node.callspec.id
+    place = Place(whole, "ray", 18610 + ["queue", "stream", "training-worker", "replica-while-it-scores"].index(name))
+    killed: list[str] = []
+
+    def kill(pid: int) -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
+            victims = {p: line for p, line in descendants(pid).items() if title in line}
+            if victims and now(place.folder(name)):
+                for victim, line in victims.items():
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(line)
+                return
+            time.sleep(0.05)
+
+    code = attempt(place, name, meanwhile=kill)
+    log = (whole / f"{name}.log").read_text()
+    assert killed, f"no process {title} was found\n{log[-3000:]}"
+    assert code == 0, log[-3000:]
+    assert compare(place.folder(WHOLE), place.folder(name)) == "identical"

@@ -362,7 +362,7 @@ class StudyConfig(Node):
 
 
 class GenerativeConfig(Node):
-    """The second task: the next item as semantic IDs, on published blocks (methods.md 5)."""
+    """The second task: the next item as semantic IDs, on published blocks (methods.md 5g), always in one process."""
 
     split: Literal["leave-two-out", "next-period"] = "leave-two-out"
     """Test on a user's last event of the block itself (PESO), or on every event of the next block (LSAT)."""

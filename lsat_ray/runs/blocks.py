@@ -1,4 +1,4 @@
-"""The next-item task as a run: folder, lock, ledger, tables and report (methods.md 5)."""
+"""The next-item task as a run: folder, lock, ledger, tables and report (methods.md 5g)."""
 
 from __future__ import annotations
 

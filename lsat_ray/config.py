@@ -69,8 +69,8 @@ class AmazonConfig(Node):
 class DataConfig(Node):
     """Which log, and how it becomes samples."""
 
-    format: Literal["synthetic", "movielens", "amazon", "recbole"] = "synthetic"
-    """Layout of the log."""
+    format: Literal["synthetic", "movielens", "amazon", "recbole", "blocks"] = "synthetic"
+    """Layout of the log; `blocks` is the next-item task of `generative`, as `lsat-ray study` runs it."""
     path: str | None = None
     """Folder (or ratings file) of the log; `$VARIABLES` are expanded."""
     metadata: str | None = None
@@ -363,7 +363,7 @@ class StudyConfig(Node):
 
 
 class GenerativeConfig(Node):
-    """The second task: the next item as semantic IDs, on published blocks (methods.md 5)."""
+    """The second task: the next item as semantic IDs, on published blocks (methods.md 5g), always in one process."""
 
     split: Literal["leave-two-out", "next-period"] = "leave-two-out"
     """Test on a user's last event of the block itself (PESO), or on every event of the next block (LSAT)."""
@@ -375,8 +375,8 @@ class GenerativeConfig(Node):
     """Whether the codes' rows of embedding and head are trained with the adapter, as in the paper."""
     later_lr: float | None = Field(None, gt=0)
     """Learning rate of what starts from an earlier adapter or trains on a later block alone (null: `recipe.lr`)."""
-    beams: int = Field(10, ge=10)
-    """Beams of the constrained search."""
+    beams: tuple[Annotated[int, Field(ge=10)], ...] = Field((10, 40), min_length=1)
+    """Beams of the constrained search; the table has rows for each."""
     collisions: Literal["code", "item"] = "code"
     """Whether items that share their codes count as one candidate (as published) or as several."""
     reference: str = "single-evolving"

@@ -18,8 +18,8 @@ from lsat_ray.data.periods import Slice
 class Regulariser:
     """A penalty that is added to the loss; its reference is the spec's initial adapter."""
 
-    kind: Literal["softmax-kl", "l2", "orthogonal"]
-    """Proximity to the initial adapter (PESO, methods.md 5)."""
+    kind: Literal["softmax-kl", "l2", "orthogonal", "rank-kl", "output-kl"]
+    """Proximity to the initial adapter (PESO, methods.md 5); `output-kl` needs activations, in the generative task."""
     weight: float
     """lambda."""
     reduction: Literal["sum", "mean"] = "sum"

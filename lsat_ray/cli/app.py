@@ -73,8 +73,11 @@ def study(
         experiment = configs.load(config, overrides, name)
         load_plugins(import_ or [])
         folder = front.study(experiment, runs_dir, say)
-        print_table(folder)
-        say(f"table in {folder / 'table2.csv'}, trainings in {folder / 'trainings.csv'}")
+        if experiment.data.format == "blocks":
+            say(f"table in {folder / 'table.csv'}, differences in {folder / 'paired.csv'}")
+        else:
+            print_table(folder)
+            say(f"table in {folder / 'table2.csv'}, trainings in {folder / 'trainings.csv'}")
         say(f"report in {folder / 'report.html'}")
 
 

@@ -66,10 +66,17 @@ def validate(source: Source = None, say: Say = print) -> str:
     Raises:
         LsatError: naming file, row or key and the remedy.
     """
+    config = _experiment(source)
+    load_plugins()
+    if config.data.format == "blocks":
+        from lsat_ray.runs import blocks
+
+        line = blocks.check(config).line()
+        say(line)
+        return line
     from lsat_ray.runs.check import check
 
-    load_plugins()
-    return _told(check(_experiment(source)), say)
+    return _told(check(config), say)
 
 
 def replay(source: Source = None, runs_dir: str | Path | None = None, say: Say = print) -> Path:
@@ -93,6 +100,10 @@ def study(source: Source = None, runs_dir: str | Path | None = None, say: Say = 
         LsatError: on bad input, before anything is written or started.
     """
     config, folder = _begun(source, runs_dir, say)
+    if config.data.format == "blocks":
+        from lsat_ray.runs import blocks
+
+        return blocks.study(config, folder, say)
     from lsat_ray.runs.study import study as run
 
     return _run(run, config, folder, say, endpoint=False)

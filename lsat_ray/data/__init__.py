@@ -53,6 +53,8 @@ def load(data: DataConfig) -> Interactions:
     Raises:
         LsatError: naming file, row or key and the remedy.
     """
+    if data.format not in READERS:
+        raise LsatError(f"data.format: {data.format!r} is a log of the next-item task; run it with `lsat-ray study`")
     return deduplicate(READERS[data.format](data), data.duplicates)
 
 

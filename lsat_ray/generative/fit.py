@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from lsat_ray.generative.blocks import Blocks
 from lsat_ray.generative.encode import encode_targets
 from lsat_ray.generative.model import GenerativeModel, joined, parted
 from lsat_ray.generative.penalty import OutputKl
-from lsat_ray.generative.penalty import penalty as rank_penalty
 from lsat_ray.generative.spec import GenerativeSpec
 from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens, token_budget_batches
 from lsat_ray.training import penalty as penalties
@@ -73,10 +72,8 @@ def fit(
     """
     if (spec.init is None) != (initial is None):
         raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
-    if spec.proximity and initial is None:
-        raise LsatError("proximity: it refers to the initial adapter, and this spec starts from none")
-    if spec.regulariser and spec.proximity:
-        raise LsatError("proximity: the spec has a regulariser too; give one of them")
+    if spec.regulariser and initial is None:
+        raise LsatError("regulariser: it refers to the initial adapter, and this spec starts from none")
     train, validation = (
         encode_targets(blocks, _some(blocks, spec, part), model.codes, spec.task.history)
         for part in ("train", "validation")
@@ -134,13 +131,11 @@ class _Fit:
             model.set_rows(rows)
         if self.extra:
             self.extra.start(self.rows)
-        self.penalty = penalties.of(spec, model.slot_parameters, lora, self.extra.past if self.extra else None)
-        if spec.proximity and lora:
-            if spec.proximity.kind == "rank-kl":
-                self.penalty = rank_penalty(spec, model, lora)
-            else:
-                self.output = OutputKl(spec, model, lora)
-        torch.manual_seed(spec.seed * 1000)  # dropout
+        weights = spec
+        if spec.regulariser and spec.regulariser.kind == "output-kl":
+            assert lora is not None
+            self.output, weights = OutputKl(spec, model, lora), replace(spec, regulariser=None)
+        self.penalty = penalties.of(weights, model.slot_parameters, lora, self.extra.past if self.extra else None)
         self.initial = initial
         self.engine.begin(model, spec.recipe, self.settings.micro_batches)
 
@@ -156,7 +151,7 @@ class _Fit:
             batches = plan_epoch(self.rows, answers, order)
             for number, batch in enumerate(batches, start=1):
                 step += 1
-                losses.append(self._gradients(batch))
+                losses.append(self._gradients(batch, step))
                 self.engine.step(recipe.lr * min(1.0, step / recipe.warmup) if recipe.warmup else recipe.lr)
                 if step % recipe.eval_every if recipe.eval_every else number < len(batches):
                     continue
@@ -187,14 +182,15 @@ class _Fit:
     def _validate(self) -> float:
         return validation_loss(self.model, self.validation, self.spec.task.temperature, self.settings.batch_tokens)
 
-    def _gradients(self, batch: np.ndarray) -> float:
+    def _gradients(self, batch: np.ndarray, step: int) -> float:
         """Add up the gradients of a batch's mean loss; return that loss, penalties apart."""
+        noise = (self.spec.seed, step) if self.spec.lora.dropout else None
         model, pieces = self.model, min(self.settings.micro_batches, len(batch))
         model.train()
         total, value = int(self.rows.targets[batch].sum()), 0.0
         pull = self.penalty.gradient()[1] if self.penalty else {}
         for part in split_by_tokens(batch, self.rows.lengths, pieces):
-            micro = collate(self.rows, part).to(model.device)
+            micro = collate(self.rows, part, noise=noise).to(model.device)
             length = torch.from_numpy(self.rows.lengths[part]).to(model.device)
             real = torch.arange(micro.tokens.shape[1], device=model.device) < length[:, None]
             with self.output.watched(real) if self.output else nullcontext():

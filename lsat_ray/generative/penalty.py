@@ -1,4 +1,4 @@
-"""PESO's ablations of its penalty: KL of each rank apart, and KL of what LoRA adds to a layer's output."""
+"""PESO's ablation of its penalty that needs activations: KL of what LoRA adds to a layer's output."""
 
 from __future__ import annotations
 
@@ -13,37 +13,15 @@ from lsat_ray.adapters.lora import Adapter
 from lsat_ray.generative.model import GenerativeModel
 from lsat_ray.generative.spec import GenerativeSpec
 from lsat_ray.training.magnitudes import layers
-from lsat_ray.training.penalty import Penalty, Tensors, softmax_kl
-
-
-def rank_kl(current: Tensors, reference: Tensors) -> torch.Tensor:
-    """Return the sum over ranks of KL(softmax(v) || softmax(v_ref)), v a row of A or a column of B."""
-
-    def vectors(tensors: Tensors) -> dict[str, torch.Tensor]:
-        return {
-            f"{name}.{number}": vector
-            for name in reference
-            for number, vector in enumerate(tensors[name] if ".lora_A." in name else tensors[name].T)
-        }
-
-    return softmax_kl(vectors(current), vectors(reference))
-
-
-def penalty(spec: GenerativeSpec, model: GenerativeModel, initial: Adapter) -> Penalty:
-    """Return the weighted `rank-kl` penalty of a spec."""
-    assert spec.proximity is not None
-    weight = spec.proximity.weight / (len(initial.modules()) if spec.proximity.reduction == "mean" else 1)
-    reference = {k: v.to(model.device) for k, v in initial.state.items()}
-    return Penalty(model.slot_parameters, lambda current: weight * rank_kl(current, reference))
 
 
 class OutputKl:
     """KL(softmax(s B A x) || softmax(s B_ref A_ref x)), a mean over the tokens x of each forward pass, over modules."""
 
     def __init__(self, spec: GenerativeSpec, model: GenerativeModel, initial: Adapter) -> None:
-        assert spec.proximity is not None
-        over = len(initial.modules()) if spec.proximity.reduction == "mean" else 1
-        self.weight = spec.proximity.weight / over
+        assert spec.regulariser is not None
+        over = len(initial.modules()) if spec.regulariser.reduction == "mean" else 1
+        self.weight = spec.regulariser.weight / over
         self.model, self.scale = model, initial.scale
         self.pairs = {m: tuple(t.to(model.device) for t in initial.pair(m)) for m in initial.modules()}
         self.parts: list[torch.Tensor] = []

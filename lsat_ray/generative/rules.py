@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from lsat_ray.adapters.spec import Frozen, Regulariser
 from lsat_ray.config import LoraSettings, PromptConfig, Recipe
 from lsat_ray.data.periods import Slice
-from lsat_ray.generative.spec import GenerativeSpec, Proximity, Task
+from lsat_ray.generative.spec import GenerativeSpec, Task
 
 LAMBDAS = (0.5, 1, 2, 5, 8)
 """The grid that PESO's authors searched."""
@@ -94,8 +94,6 @@ def evolving(**changes: Any) -> Rule:
 
 def peso(weight: float, reduction: Literal["sum", "mean"] = "sum", kind: Any = "softmax-kl") -> Rule:
     """Return PESO with lambda `weight`; `mean` over modules is the released code, `sum` the paper."""
-    if kind in ("rank-kl", "output-kl"):
-        return evolving(proximity=Proximity(kind, weight, reduction))
     return evolving(regulariser=Regulariser(kind, weight, reduction))
 
 

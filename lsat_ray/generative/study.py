@@ -1,4 +1,4 @@
-"""Train what the rules want block by block, search, and write the table; everything stored is found again."""
+"""What the blocks' table is made of: adapters, networks and searches, each found again in its store, and statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,14 @@ from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment
 from lsat_ray.data import expand
 from lsat_ray.errors import LsatError
-from lsat_ray.generative import backbone, synthetic
+from lsat_ray.generative import backbone, sasrec
 from lsat_ray.generative.blocks import PUBLISHED, Blocks, check, read
 from lsat_ray.generative.encode import encode_histories, encode_targets
 from lsat_ray.generative.fit import fit
 from lsat_ray.generative.metrics import FIELDS, above_items, above_target, interval, ranking_metrics
 from lsat_ray.generative.model import GenerativeModel, joined, parted
 from lsat_ray.generative.rules import RULES, Plan, Setting
+from lsat_ray.generative.sasrec import SasrecSpec
 from lsat_ray.generative.search import Found, beam_search
 from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.generative.trie import Trie
@@ -33,15 +34,40 @@ from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
 
 NAIVE = ("popular", "popular-recent")
 """Rows without a model: the items that occur most often in all training targets so far, or in the newest block's."""
-COLUMNS = ["strategy", "block", *FIELDS, "low", "high", "seeds"]
+RIVALS = {f"sasrec/{rule}": rule for rule in ("pretrain", "full-retraining", "single-evolving")}
+"""Rows of the trained rival, and the update rule of each."""
+ROWS = (*NAIVE, *RIVALS, *RULES)
+"""All rows."""
+COLUMNS = ["strategy", "block", *FIELDS, "low", "high", "seeds", "beams"]
+"""Of the table; `beams` is 0 where all items are ranked and nothing is searched."""
 
 Tell = Callable[[str], None]
 
 
+class Measured(NamedTuple):
+    """A row of the table on one block under one number of beams."""
+
+    digest: str
+    """Of what decides the ranking."""
+    values: pd.DataFrame
+    """One line per test: strategy, seed, beams, block, row, user, group, hit5, ..., ndcg10."""
+    weights: list[float]
+    """Chosen merge weights; empty without a model."""
+
+
 def load_blocks(config: Experiment) -> Blocks:
-    """Return the log under `data.path`, checked where its counts are published, or a synthetic one without a path."""
+    """Return the log under `data.path`, checked where its counts are published.
+
+    Raises:
+        LsatError: when the path is missing, a strategy is unknown, a setting has no meaning here, or the log is broken.
+    """
+    if unknown := [s for s in config.strategies if s not in ROWS]:
+        raise LsatError(f"strategies: {unknown[0]!r} is unknown; known: {', '.join(ROWS)}")
+    for key in ("max_steps", "evals_per_epoch"):
+        if getattr(config.recipe, key):
+            raise LsatError(f"recipe.{key}: the generative task has epochs and eval_every alone; leave it out")
     if not config.data.path:
-        return synthetic.generate()
+        raise LsatError("data.path: missing; give a folder with block_0.json, ... and semantic_ids.json")
     folder = expand(config.data.path)
     blocks = read(folder)
     if folder.name in PUBLISHED:
@@ -49,53 +75,29 @@ def load_blocks(config: Experiment) -> Blocks:
     return blocks
 
 
-def run_blocks(config: Experiment, root: Path, progress: Tell | None = None) -> pd.DataFrame:
-    """Run the experiment's strategies and seeds over all blocks; return the table, also written as `table.csv`.
-
-    Every adapter and every search is in a store under `root` by the digest of what decides it, so that the same
-    command continues where an earlier one ended.
-
-    Returns:
-        One row for each (strategy, tested block as published) and one with block `mean`: Hit and NDCG averaged over
-        seeds, and the 95 % bootstrap interval over users of NDCG@10. `groups.csv` holds NDCG@10 of new, dormant and
-        active users, `paired.csv` the paired differences of NDCG@10 from `generative.reference`.
-
-    Raises:
-        LsatError: when a strategy is unknown or the log is broken.
-    """
-    unknown = [s for s in config.strategies if s not in RULES and s not in NAIVE]
-    if unknown:
-        raise LsatError(f"strategies: {unknown[0]!r} is unknown; known: {', '.join([*NAIVE, *RULES])}")
-    run = Run(config, load_blocks(config), Path(root), progress or (lambda line: None))
-    frames = [
-        run.metrics(name, seed, t)
-        for t in run.periods()
-        for seed in config.seeds
-        for name in config.strategies
-        if name in RULES or seed == config.seeds[0]
-    ]
-    values = pd.concat(frames, ignore_index=True)
-    table = summarise(values)
-    for name, frame in (
-        ("table", table),
-        ("groups", by_group(values)),
-        ("paired", paired(values, config.generative.reference)),
-    ):
-        frame.to_csv(Path(root) / f"{name}.csv", index=False, float_format="%.6f")
-    return table
-
-
-class Run:
+class Bench:
     """One experiment: the model with its training slot, and the stores."""
 
-    def __init__(self, config: Experiment, blocks: Blocks, root: Path, tell: Tell) -> None:
+    def __init__(self, config: Experiment, blocks: Blocks, root: Path, backbones: Path, tell: Tell) -> None:
+        """Open the stores and build the backbone where it is not there.
+
+        Args:
+            config: the experiment.
+            blocks: its log.
+            root: folder of the run, where `adapters`, `networks` and `searches` lie.
+            backbones: where built backbones lie.
+            tell: is told one line per step.
+        """
         self.config, self.blocks, self.tell = config, blocks, tell
         own = config.generative
         self.task = Task(own.split, own.history, own.temperature, own.train_codes)
-        self.adapters, self.searches = AdapterStore(root / "adapters"), AdapterStore(root / "searches")
+        self.adapters, self.networks, self.searches = (
+            AdapterStore(root / name) for name in ("adapters", "networks", "searches")
+        )
+        torch.set_num_threads(config.engine.threads)
         nano = config.backbone.path == "nano"
         shape = config.backbone.nano
-        folder = backbone.build(blocks, shape, root / "backbone", own.history, own.split, tell) if nano else None
+        folder = backbone.build(blocks, shape, backbones, own.history, own.split, tell) if nano else None
         self.folder = folder or locate(config.backbone)
         loaded = backbone.load(config.backbone, self.folder, blocks, text=not nano)
         self.fingerprint = loaded.fingerprint
@@ -114,32 +116,98 @@ class Run:
         later = recipe.model_copy(update={"lr": self.config.generative.later_lr or recipe.lr})
         return Setting(self.fingerprint, self.blocks.fingerprint, self.task, self.config.lora, recipe, later, seed)
 
-    def metrics(self, name: str, seed: int, t: int) -> pd.DataFrame:
-        """Return one line for each test of a model: strategy, seed, block, row, user, group, hit5, ..., ndcg10."""
-        rows = self.blocks.tests(t, self.task.split)
+    def beams(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of beams that a row is measured with; (0,) where nothing is searched."""
+        return self.config.generative.beams if name in RULES else (0,)
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        """Return the seeds of a row; one where nothing is random."""
+        return self.config.seeds[:1] if name in NAIVE else self.config.seeds
+
+    def models(self, name: str, seed: int, t: int) -> list[dict[str, Any]]:
+        """Train what a row needs after period t, parents first; return digest, loss and best step or epoch of each."""
         if name in NAIVE:
-            found = self.popular(t, recent=name == "popular-recent", rows=len(rows))
-        else:
-            found = self.search(RULES[name](self.setting(seed), t), t, rows)
+            return []
+        plan = RULES[RIVALS.get(name, name)](self.setting(seed), t)
+        out = []
+        for spec in plan.adapters:
+            if name in RIVALS:
+                network = SasrecSpec(spec, self.config.baselines)
+                self.network(network)
+                facts = self.networks.manifest(network.digest)["facts"]
+                out.append({"digest": network.digest, "loss": facts["loss"], "best_epoch": facts["best_epoch"]})
+            else:
+                self.adapter(spec)
+                facts = self.adapters.manifest(spec.digest)["facts"]
+                out.append({"digest": spec.digest, "loss": facts["loss"], "best_step": facts["best_step"]})
+        return out
+
+    def measure(self, name: str, seed: int, t: int, beams: int) -> Measured:
+        """Return the metrics of each test of a row's models after period t."""
+        rows = self.blocks.tests(t, self.task.split)
+        digest, found, weights = self._found(name, seed, t, beams, rows)
         target = self.trie.leaf[self.blocks.item[rows]]
         if self.config.generative.collisions == "item":
             values = ranking_metrics(*above_items(found.leaf, target, self.size))
         else:
             values = ranking_metrics(above_target(found.leaf, target))
-        facts: dict[str, Any] = {"strategy": name, "seed": seed, "block": int(self.blocks.block[rows[0]])}
-        means = ", ".join(f"{k} {v.mean():.4f}" for k, v in values.items())
-        self.tell(f"block {facts['block']} seed {seed} {name}: {means}")
+        facts: dict[str, Any] = {
+            "strategy": name,
+            "seed": seed,
+            "beams": beams,
+            "block": int(self.blocks.block[rows[0]]),
+        }
         who = {"row": rows, "user": self.blocks.user[rows], "group": self.blocks.groups(rows)}
-        return pd.DataFrame({**who, **values}).assign(**facts)
+        return Measured(digest, pd.DataFrame({**who, **values}).assign(**facts), weights)
 
-    def popular(self, t: int, recent: bool, rows: int) -> Found:
+    def _found(self, name: str, seed: int, t: int, beams: int, rows: np.ndarray) -> tuple[str, Found, list[float]]:
+        """Return what a row's models find, from the store where it is there."""
+        what: dict[str, Any] = {"validation": t, "rows": hashlib.sha256(rows.tobytes()).hexdigest()}
+        plan = None if name in NAIVE else RULES[RIVALS.get(name, name)](self.setting(seed), t)
+        if plan is None:
+            what |= {"naive": name, "data": self.blocks.fingerprint}
+        elif name in RIVALS:
+            what["network"] = SasrecSpec(plan.adapters[0], self.config.baselines).digest
+        else:
+            what |= {"adapters": [s.digest for s in plan.adapters], "merge": plan.merge, "grid": plan.grid}
+            what["beams"] = beams
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        if digest not in self.searches:
+            weights: tuple[float, ...] = ()
+            if plan is None:
+                found = self.popular(t, recent=name == "popular-recent", rows=len(rows))
+            elif name in RIVALS:
+                network = self.network(SasrecSpec(plan.adapters[0], self.config.baselines))
+                found = sasrec.rank(network, self.blocks, rows, self.task.history, self.trie)
+            else:
+                found, weights = self.search(plan, t, rows, beams)
+            state = {k: torch.from_numpy(v) for k, v in found._asdict().items()}
+            best = (rows, found.score[:, 0])
+            self.searches.publish_state(digest, what, state, {"weights": list(weights)}, best)
+        state = self.searches.load_state(digest)
+        chosen = self.searches.manifest(digest)["facts"]["weights"]
+        return digest, Found(*(state[k].numpy() for k in Found._fields)), chosen
+
+    def popular(self, t: int, recent: bool, rows: int, width: int = 10) -> Found:
         """Return the same most frequent leaves of the training targets for every test."""
         slices = [(i, "train") for i in range(t if recent else 1, t + 1)]
         known = self.trie.leaf[self.blocks.item[self.blocks.select(slices, self.task.split)]]
         count = np.bincount(known, minlength=len(self.trie))
-        best = np.argsort(-count, kind="stable")[: self.config.generative.beams]
+        best = np.argsort(-count, kind="stable")[:width]
         score = np.log(np.maximum(count[best], 1) / count.sum()).astype(np.float32)
         return Found(np.tile(best, (rows, 1)), np.tile(score, (rows, 1)), np.full(rows, len(best)))
+
+    def network(self, spec: SasrecSpec) -> sasrec.Network:
+        """Return a network from the store, trained first where it is not there; what it continues from before it."""
+        if spec.digest not in self.networks:
+            initial = self.network(spec.init).state_dict() if spec.init else None
+            network, facts = sasrec.fit(spec, self.blocks, initial)
+            nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
+            self.networks.publish_state(spec.digest, spec.manifest(), network.state_dict(), facts, nothing)
+            self.tell(f"sasrec {spec.digest[:12]}: {json.dumps(facts)}")
+        network = sasrec.Network(len(self.blocks.items), self.task.history, spec.recipe)
+        network.load_state_dict(self.networks.load_state(spec.digest))
+        return network.eval()
 
     def adapter(self, spec: GenerativeSpec) -> Adapter:
         """Return an adapter from the store, trained first where it is not there; its parents before it."""
@@ -156,28 +224,14 @@ class Run:
             self.tell(f"{spec}: validation loss {fitted.loss:.4f}, step {fitted.best_step} of {fitted.steps}")
         return self.adapters.load(spec.digest)
 
-    def search(self, plan: Plan, t: int, rows: np.ndarray) -> Found:
-        """Return what a plan finds for the tests, from the store where it is there."""
-        beams = self.config.generative.beams
-        what = {
-            "adapters": [s.digest for s in plan.adapters], "merge": plan.merge, "grid": plan.grid,
-            "beams": beams, "validation": t, "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
-        }  # fmt: skip
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        if digest not in self.searches:
-            adapters = [self.adapter(s) for s in plan.adapters]
-            weights = self.choose(plan, adapters, t)
-            if plan.merge == "factor-arithmetic":
-                adapters, mixed = [merge_factors(adapters, weights)], (1.0,)
-            else:
-                mixed = weights  # type: ignore[assignment]
-            prompts = encode_histories(self.blocks, rows, self.model.codes, self.task.history)
-            found = beam_search(self.model, prompts, self.trie, beams, adapters, mixed)
-            state = {k: torch.from_numpy(v) for k, v in found._asdict().items()}
-            best = (rows, found.score[:, 0])
-            self.searches.publish_state(digest, what, state, {"weights": list(weights)}, best)
-        state = self.searches.load_state(digest)
-        return Found(*(state[k].numpy() for k in Found._fields))
+    def search(self, plan: Plan, t: int, rows: np.ndarray, beams: int = 10) -> tuple[Found, tuple[float, ...]]:
+        """Return what a plan finds for the tests, and the merge weights chosen on V_t."""
+        adapters = [self.adapter(s) for s in plan.adapters]
+        weights = mixed = self.choose(plan, adapters, t)
+        if plan.merge == "factor-arithmetic":
+            adapters, mixed = [merge_factors(adapters, weights)], (1.0,)
+        prompts = encode_histories(self.blocks, rows, self.model.codes, self.task.history)
+        return beam_search(self.model, prompts, self.trie, beams, adapters, mixed), weights
 
     def choose(self, plan: Plan, adapters: list[Adapter], t: int) -> tuple[float, ...]:
         """Return the weights of the grid under which V_t is likeliest; the first of equals."""
@@ -214,37 +268,50 @@ def merge_factors(adapters: list[Adapter], weights: tuple[float, ...]) -> Adapte
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of `run_blocks` from its lines."""
+    """Return one row for each (strategy, beams, tested block as published), and one with block `mean`.
+
+    Args:
+        values: lines of `Measured.values`, all rows, seeds and blocks together.
+
+    Returns:
+        `COLUMNS`: Hit and NDCG averaged over seeds; `low` and `high` are the 95 % bootstrap interval over users of
+        NDCG@10.
+    """
     out = []
-    for name, own in values.groupby("strategy", sort=False):
+    for (name, beams), own in values.groupby(["strategy", "beams"], sort=False):
         blocks = own.groupby("block")
         seeds = own["seed"].nunique()
         for block, part in [*blocks, ("mean", own)]:
             means = part.groupby("block")[list(FIELDS)].mean().mean()
             low, high = interval(*_by_period(part))
-            out.append([name, block, *means, low, high, seeds])
+            out.append([name, block, *means, low, high, seeds, beams])
     return pd.DataFrame(out, columns=COLUMNS)
 
 
 def by_group(values: pd.DataFrame) -> pd.DataFrame:
     """Return NDCG@10 and tests of new, dormant and active users, all blocks together."""
-    grouped = values.groupby(["strategy", "group"], sort=False)
+    grouped = values.groupby(["strategy", "beams", "group"], sort=False)
     return grouped.agg(ndcg10=("ndcg10", "mean"), tests=("row", "nunique")).reset_index()
 
 
 def paired(values: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return each strategy's mean NDCG@10 minus the reference's, with the paired bootstrap interval over users."""
-    average = values.groupby(["strategy", "block", "row", "user"], sort=False)["ndcg10"].mean().reset_index()
-    base = average[average["strategy"] == reference].drop(columns="strategy")
+    """Return each strategy's mean NDCG@10 minus the reference's, with the paired bootstrap interval over users.
+
+    A row is compared at its own number of beams; rows that rank all items are compared with the reference's most beams.
+    """
+    keys = ["strategy", "beams", "block", "row", "user"]
+    average = values.groupby(keys, sort=False)["ndcg10"].mean().reset_index()
+    reference_rows = average[average["strategy"] == reference]
     out = []
-    for name, own in average.groupby("strategy", sort=False):
-        if name == reference or base.empty:
+    for (name, beams), own in average.groupby(["strategy", "beams"], sort=False):
+        if name == reference or reference_rows.empty:
             continue
+        base = reference_rows[reference_rows["beams"] == (beams or reference_rows["beams"].max())]
         both = own.merge(base, on=["block", "row", "user"], suffixes=("", "_base"), validate="1:1")
         both["ndcg10"] -= both.pop("ndcg10_base")
         low, high = interval(*_by_period(both))
-        out.append([name, reference, both.groupby("block")["ndcg10"].mean().mean(), low, high])
-    return pd.DataFrame(out, columns=["strategy", "reference", "difference", "low", "high"])
+        out.append([name, beams, reference, both.groupby("block")["ndcg10"].mean().mean(), low, high])
+    return pd.DataFrame(out, columns=["strategy", "beams", "reference", "difference", "low", "high"])
 
 
 def _by_period(values: pd.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]]:

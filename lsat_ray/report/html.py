@@ -89,12 +89,18 @@ def page(
     for line in missing:
         title, _, why = line.partition(": ")
         sections.append(Section(title, note=f"Left out: {why}."))
+    headline = "No strategy was measured." if table is None else tables.headline(table)
+    return render(run, headline, sections)
+
+
+def render(run: RunFolder, headline: str, sections: Sequence[Section]) -> str:
+    """Return a page of sections under a headline; config and versions of the run follow them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsat_ray.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("template.html").render(
         name=run.name,
-        headline="No strategy was measured." if table is None else tables.headline(table),
+        headline=headline,
         sections=sections,
         config=run.config,
         versions=_versions(run.versions),

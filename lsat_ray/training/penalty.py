@@ -29,6 +29,19 @@ def softmax_kl(current: Tensors, reference: Tensors) -> torch.Tensor:
     return _over_groups(current, reference, _group_kl)
 
 
+def rank_kl(current: Tensors, reference: Tensors) -> torch.Tensor:
+    """Return the sum over ranks of KL(softmax(v) || softmax(v_ref)), v a row of A or a column of B (PESO's control)."""
+
+    def vectors(tensors: Tensors) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.{number}": vector
+            for name in reference
+            for number, vector in enumerate(tensors[name] if ".lora_A." in name else tensors[name].T)
+        }
+
+    return softmax_kl(vectors(current), vectors(reference))
+
+
 def l2(current: Tensors, reference: Tensors) -> torch.Tensor:
     """Return half the squared distance to the reference: PESO's framework with H = I."""
     return _over_groups(current, reference, lambda v, r: 0.5 * (v - r).square().sum())
@@ -63,6 +76,7 @@ PENALTIES: dict[str, Callable[[Tensors, Tensors], torch.Tensor]] = {
     "softmax-kl": softmax_kl,
     "l2": l2,
     "orthogonal": orthogonal,
+    "rank-kl": rank_kl,
 }
 """Penalties by `Regulariser.kind`; each is a sum over modules."""
 
@@ -135,6 +149,8 @@ def of(
     if spec.regulariser:
         if initial is None:
             raise LsatError("regulariser: it refers to the initial adapter, and this spec starts from none")
+        if spec.regulariser.kind not in PENALTIES:
+            raise LsatError(f"regulariser: {spec.regulariser.kind} is of the generative task alone; take another")
         terms.append(_proximity(spec, initial))
     if spec.frozen and spec.frozen.kind == "orthogonal":
         if past is None:

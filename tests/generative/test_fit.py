@@ -12,18 +12,19 @@ from scrambled import scramble
 
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import Frozen, Regulariser
+from lsat_ray.backbone.dropout import Dropout
 from lsat_ray.config import EngineConfig, LoraSettings, Recipe
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.generative.backbone import CodeBackbone
 from lsat_ray.generative.blocks import Blocks
 from lsat_ray.generative.encode import encode_targets
 from lsat_ray.generative.fit import Fitted, fit, validation_loss
 from lsat_ray.generative.model import EMBEDDING, HEAD, GenerativeModel, parted
-from lsat_ray.generative.penalty import rank_kl
 from lsat_ray.generative.rules import RULES, Setting
-from lsat_ray.generative.spec import GenerativeSpec, Proximity, Task
+from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.prompts.batch import collate
-from lsat_ray.training.penalty import softmax_kl
+from lsat_ray.training.penalty import rank_kl, softmax_kl
 
 ENGINE = EngineConfig(kind="torch")
 LORA = LoraSettings(rank=4, alpha=8)
@@ -113,11 +114,7 @@ def test_a_heavy_penalty_holds_the_adapter_near_its_start(model: GenerativeModel
     base = setting(log)
     first = run(model, log, base.spec(1)).adapter
     weight = {"softmax-kl": 1e7, "l2": 1e2, "rank-kl": 1e5, "output-kl": 1e4}[kind]
-    own: dict[str, Any] = (
-        {"proximity": Proximity(kind, weight)}  # type: ignore[arg-type]
-        if kind in ("rank-kl", "output-kl")
-        else {"regulariser": Regulariser(kind, weight)}  # type: ignore[arg-type]
-    )
+    own = {"regulariser": Regulariser(kind, weight)}  # type: ignore[arg-type]
     free = run(model, log, base.spec(2, init=base.spec(1)), first).adapter
     held = run(model, log, base.spec(2, init=base.spec(1), **own), first).adapter
     assert _moved(held, first, kind, model, log) < 0.2 * _moved(free, first, kind, model, log)
@@ -133,7 +130,7 @@ def _moved(adapter: Adapter, first: Adapter, kind: str, model: GenerativeModel, 
         return float(rank_kl(now, then))
     from lsat_ray.generative.penalty import OutputKl
 
-    spec = setting(log).spec(2, init=setting(log).spec(1), proximity=Proximity("output-kl", 1.0))
+    spec = setting(log).spec(2, init=setting(log).spec(1), regulariser=Regulariser("output-kl", 1.0))
     kl = OutputKl(spec, model, parted(first)[0])
     model.wear(adapter)
     encoded = encode_targets(log, log.rows(2, "train"), model.codes, 8)
@@ -164,7 +161,7 @@ def test_rank_kl_is_the_sum_over_ranks(rng: np.random.Generator) -> None:
 def test_output_kl_is_zero_at_the_start_and_leaves_the_logits_alone(model: GenerativeModel, log: Blocks) -> None:
     from lsat_ray.generative.penalty import OutputKl
 
-    spec = setting(log).spec(2, init=setting(log).spec(1), proximity=Proximity("output-kl", 2.0))
+    spec = setting(log).spec(2, init=setting(log).spec(1), regulariser=Regulariser("output-kl", 2.0))
     kl = OutputKl(spec, model, parted(model.snapshot())[0])
     encoded = encode_targets(log, log.rows(2, "train"), model.codes, 8)
     batch = collate(encoded, np.arange(6))
@@ -180,7 +177,7 @@ def test_specs_name_everything_that_decides(log: Blocks) -> None:
     spec = base.spec(2)
     others = [
         replace(spec, task=Task(history=9)), replace(spec, task=Task(history=8, temperature=1.0)),
-        replace(spec, proximity=Proximity("rank-kl", 2)), replace(spec, seed=2),
+        replace(spec, regulariser=Regulariser("rank-kl", 2)), replace(spec, seed=2),
         replace(spec, train=(Slice(1, "train"),)), replace(spec, init=base.spec(1)),
     ]  # fmt: skip
     assert len({s.digest for s in [spec, *others]}) == 1 + len(others)
@@ -191,7 +188,21 @@ def test_bad_specs_are_one_line(model: GenerativeModel, log: Blocks) -> None:
     base = setting(log)
     with pytest.raises(LsatError, match="do not agree"):
         run(model, log, base.spec(2, init=base.spec(1)))
-    with pytest.raises(LsatError, match="proximity"):
-        run(model, log, base.spec(2, proximity=Proximity("rank-kl", 1)))
+    with pytest.raises(LsatError, match="regulariser"):
+        run(model, log, base.spec(2, regulariser=Regulariser("rank-kl", 1)))
     with pytest.raises(LsatError, match="no period 9"):
         run(model, log, base.spec(9))
+
+
+def test_dropout_masks_are_of_seed_and_step(code_backbone: CodeBackbone, log: Blocks) -> None:
+    lora = LORA.model_copy(update={"dropout": 0.3})
+    model = GenerativeModel(code_backbone, lora)
+    spec = setting(log, lora=lora, recipe=RECIPE.model_copy(update={"epochs": 1})).spec(2)
+    one = run(model, log, spec).adapter.state
+    torch.rand(7)  # the masks come from no generator
+    two = run(model, log, spec).adapter.state
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+    cut = run(model, log, spec, settings=EngineConfig(kind="torch", micro_batches=3)).adapter.state
+    for name, value in one.items():
+        np.testing.assert_allclose(cut[name], value, atol=2e-3)
+    assert any(layer.p == 0.3 for layer in model.modules() if isinstance(layer, Dropout))

@@ -1,23 +1,20 @@
-"""The whole task on a small log: table, resume to the same bytes, mixtures, item collisions."""
+"""What the table is made of: mixtures, item collisions, statistics, and what a config may not say."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lsat_ray.config import BackboneConfig, Experiment, GenerativeConfig, LoraSettings, NanoConfig, Recipe
+from lsat_ray.config import BackboneConfig, EngineConfig, Experiment, GenerativeConfig, LoraSettings, NanoConfig, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.generative import blocks as blocks_module
 from lsat_ray.generative import study, synthetic
 from lsat_ray.generative.rules import Plan
-from lsat_ray.generative.study import COLUMNS, Run, paired, run_blocks, summarise
-
-ROWS = ("popular", "pretrain", "single-evolving", "peso(2)", "sumlora-all", "lsat-en", "lsat-ta")
+from lsat_ray.generative.study import COLUMNS, Bench, paired, summarise
 
 
 @pytest.fixture
@@ -25,71 +22,38 @@ def config(tmp_path: Path) -> Experiment:
     torch.set_num_threads(1)
     folder = tmp_path / "log"
     blocks_module.write(synthetic.generate(users=60, items=60, size=4, blocks=3, seed=1), folder)
-    return Experiment.model_validate(
-        {
-            "strategies": ROWS,
-            "seeds": (0, 1),
-            "data": {"path": str(folder)},
-            "backbone": BackboneConfig(
-                device="cpu", nano=NanoConfig(hidden=32, layers=2, heads=4, context=256, epochs=1, batch_size=16)
-            ),
-            "lora": LoraSettings(rank=4, alpha=8),
-            "recipe": Recipe(lr=5e-3, batch_size=16, epochs=1),
-            "generative": GenerativeConfig(history=8),
-        }
+    return Experiment(
+        strategies=("single-evolving",),
+        data={"format": "blocks", "path": str(folder)},  # type: ignore[arg-type]
+        backbone=BackboneConfig(
+            device="cpu", nano=NanoConfig(hidden=32, layers=2, heads=4, context=256, epochs=1, batch_size=16)
+        ),
+        lora=LoraSettings(rank=4, alpha=8),
+        recipe=Recipe(lr=5e-3, batch_size=16, epochs=1),
+        generative=GenerativeConfig(history=8),
+        engine=EngineConfig(backend="local"),
     )
 
 
-@pytest.mark.parametrize("split", ["leave-two-out", "next-period"])
-def test_the_table_is_whole_and_a_second_call_trains_nothing(config: Experiment, tmp_path: Path, split: Any) -> None:
-    own = config.generative.model_copy(update={"split": split})
-    config = config.model_copy(update={"generative": own})
-    told: list[str] = []
-    table = run_blocks(config, tmp_path / "run", told.append)
-    assert list(table.columns) == COLUMNS
-    assert set(table["strategy"]) == set(ROWS)
-    assert set(table["block"].astype(str)) == {"1", "2", "mean"}
-    assert table.loc[table["strategy"] == "peso(2)", "seeds"].eq(2).all()
-    values = table[["hit5", "hit10", "ndcg5", "ndcg10", "low", "high"]]
-    assert values.to_numpy().min() >= 0 and values.to_numpy().max() <= 1
-    assert (table["hit10"] >= table["hit5"]).all() and (table["low"] <= table["high"]).all()
-    first = (tmp_path / "run" / "table.csv").read_bytes()
-    assert any("validation loss" in line for line in told)
-    again: list[str] = []
-    run_blocks(config, tmp_path / "run", again.append)
-    assert not any("validation loss" in line for line in again)
-    assert (tmp_path / "run" / "table.csv").read_bytes() == first
-
-
-def test_an_interrupted_run_ends_with_the_same_bytes(config: Experiment, tmp_path: Path) -> None:
-    config = config.model_copy(update={"strategies": ("single-evolving", "sumlora-all", "lsat-en"), "seeds": (0,)})
-    run_blocks(config, tmp_path / "whole")
-
-    def stop(line: str) -> None:
-        if "block 1 seed 0 sumlora-all" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_blocks(config, tmp_path / "broken", stop)
-    assert not (tmp_path / "broken" / "table.csv").exists()
-    run_blocks(config, tmp_path / "broken")
-    for name in ("table.csv", "groups.csv", "paired.csv"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+def bench(config: Experiment, root: Path) -> Bench:
+    return Bench(config, study.load_blocks(config), root, root / "backbones", lambda line: None)
 
 
 def test_a_single_weight_of_a_mixture_is_the_single_model(config: Experiment, tmp_path: Path) -> None:
-    run = Run(config, study.load_blocks(config), tmp_path / "run", lambda line: None)
+    run = bench(config, tmp_path / "run")
     base = run.setting(0)
     one, two = base.spec(1), base.spec(2)
     rows = run.blocks.tests(2, "leave-two-out")
-    alone = run.search(Plan((two,)), 2, rows)
+    alone, weights = run.search(Plan((two,)), 2, rows)
+    assert weights == (1.0,)
     for merge in ("output-ensemble", "factor-arithmetic"):
-        merged = run.search(Plan((one, two), merge, ((0.0, 1.0),)), 2, rows)  # type: ignore[arg-type]
+        merged, weights = run.search(Plan((one, two), merge, ((0.0, 1.0),)), 2, rows)  # type: ignore[arg-type]
+        assert weights == (0.0, 1.0)
         assert np.array_equal(merged.leaf, alone.leaf)
 
 
 def test_the_chosen_weight_is_the_likeliest_on_validation(config: Experiment, tmp_path: Path) -> None:
-    run = Run(config, study.load_blocks(config), tmp_path / "run", lambda line: None)
+    run = bench(config, tmp_path / "run")
     base = run.setting(0)
     adapters = [run.adapter(base.spec(1)), run.adapter(base.spec(2))]
     grid = ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0))
@@ -110,25 +74,53 @@ def test_counting_items_can_only_lower_the_figures(config: Experiment, tmp_path:
     for how in ("code", "item"):
         own = config.generative.model_copy(update={"collisions": how})
         data = config.data.model_copy(update={"path": str(folder)})
-        changes = {"generative": own, "data": data, "strategies": ("pretrain",), "seeds": (0,)}
-        found[how] = run_blocks(config.model_copy(update=changes), tmp_path / "run")
-    assert (found["item"]["ndcg10"] < found["code"]["ndcg10"]).all()
+        run = bench(config.model_copy(update={"generative": own, "data": data}), tmp_path / "run")
+        found[how] = run.measure("pretrain", 0, 2, 10).values["ndcg10"]
+    assert (found["item"] <= found["code"]).all() and found["item"].sum() < found["code"].sum()
 
 
 def test_a_paired_difference_of_a_shift_is_that_shift() -> None:
     base = pd.DataFrame(
-        {"block": [1, 1, 2, 2], "row": [0, 1, 2, 3], "user": [0, 1, 0, 1], "group": "new", "seed": 0, "strategy": "a"}
+        {
+            "block": [1, 1, 2, 2],
+            "row": [0, 1, 2, 3],
+            "user": [0, 1, 0, 1],
+            "group": "new",
+            "seed": 0,
+            "strategy": "a",
+            "beams": 10,
+        }
     ).assign(hit5=0.1, hit10=0.2, ndcg5=0.1, ndcg10=[0.1, 0.3, 0.2, 0.4])
     better = base.assign(strategy="b", ndcg10=base["ndcg10"] + 0.05)
     both = pd.concat([base, better])
     row = paired(both, "a").iloc[0]
-    assert (row["strategy"], row["reference"]) == ("b", "a")
+    assert (row["strategy"], row["beams"], row["reference"]) == ("b", 10, "a")
     assert [row["difference"], row["low"], row["high"]] == pytest.approx([0.05, 0.05, 0.05])
-    table = summarise(both).set_index(["strategy", "block"])
+    table = summarise(both)
+    assert list(table.columns) == COLUMNS
+    table = table.set_index(["strategy", "block"])
     assert table.loc[("a", "mean"), "ndcg10"] == pytest.approx(0.25)
     assert table.loc[("b", 2), "ndcg10"] == pytest.approx(0.35)
 
 
-def test_an_unknown_strategy_is_one_line(config: Experiment, tmp_path: Path) -> None:
-    with pytest.raises(LsatError, match="'nothing' is unknown"):
-        run_blocks(config.model_copy(update={"strategies": ("nothing",)}), tmp_path)
+def test_a_row_without_beams_is_compared_with_the_most() -> None:
+    one = {"block": 1, "row": 0, "user": 0, "group": "new", "seed": 0, "hit5": 0.0, "hit10": 0.0, "ndcg5": 0.0}
+    lines = [("a", 10, 0.1), ("a", 40, 0.3), ("b", 10, 0.2), ("popular", 0, 0.2)]
+    values = pd.DataFrame([{**one, "strategy": s, "beams": b, "ndcg10": v} for s, b, v in lines])
+    found = paired(values, "a").set_index("strategy")["difference"]
+    assert found["b"] == pytest.approx(0.1) and found["popular"] == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("", {"strategies": ("nothing",)}, "'nothing' is unknown"),
+        ("recipe", {"max_steps": 5}, "recipe.max_steps"),
+        ("data", {"path": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_line(config: Experiment, section: str, changes: dict[str, object], message: str) -> None:
+    if section:
+        changes = {section: getattr(config, section).model_copy(update=changes)}
+    with pytest.raises(LsatError, match=message):
+        study.load_blocks(config.model_copy(update=changes))

@@ -1,0 +1,123 @@
+"""The next-item task as a run: folder, lock, ledger, tables and report (methods.md 5g)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.config import Experiment
+from lsat_ray.files import write_atomic
+from lsat_ray.generative.blocks import Blocks
+from lsat_ray.generative.metrics import FIELDS
+from lsat_ray.generative.study import Bench, Measured, by_group, load_blocks, paired, summarise
+from lsat_ray.report import blocks as page
+from lsat_ray.runs.backend import Say
+from lsat_ray.runs.folder import RunDir
+from lsat_ray.runs.ledger import Ledger
+from lsat_ray.runs.timings import Timings
+
+STORES = ("adapters", "networks", "searches")
+"""Content-addressed stores in the run's folder; what is in one is not done again."""
+
+
+@dataclass(frozen=True)
+class CheckedBlocks:
+    """A config of this task whose log was read and whose rows are known."""
+
+    config: Experiment
+    blocks: Blocks
+
+    def line(self) -> str:
+        """Return one line about what was read."""
+        counts = self.blocks.counts()
+        split = self.config.generative.split
+        return (
+            f"{sum(counts.interactions):,} interactions of {len(self.blocks.users):,} users with {counts.items:,} "
+            f"items in {self.blocks.count} blocks; {len(self.config.strategies)} rows, {len(self.config.seeds)} seeds, "
+            f"{split}"
+        )
+
+
+def check(config: Experiment) -> CheckedBlocks:
+    """Read the log and look at the rows; nothing is written.
+
+    Raises:
+        LsatError: on bad input.
+    """
+    return CheckedBlocks(config, load_blocks(config))
+
+
+def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
+    """Measure the configured rows and seeds on every tested block; the same command goes on where it was stopped.
+
+    The folder holds `table.csv`, `groups.csv` (new, dormant and active users) and `paired.csv` (differences from
+    `generative.reference`), one ledger record per (seed, row, block, stage), and a report.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        LsatError: on bad input, before anything is written.
+    """
+    folder = RunDir(runs_dir, config)
+    folder.check()
+    checked = check(config)
+    say(checked.line())
+    folder.open()
+    try:
+        _mend(folder.path, say)
+        ledger, timings = Ledger(folder.path / "ledger.jsonl"), Timings(folder.path / "timings.jsonl")
+        say(f"RESUMED after {len(ledger)} records" if len(ledger) else f"FRESH run in {folder.path}")
+        with timings.span("start-up"):
+            bench = Bench(config, checked.blocks, folder.path, Path(runs_dir).resolve() / "backbones", say)
+        values = [m.values for m in _measured(bench, ledger, timings, say)]
+        _write(folder.path, pd.concat(values, ignore_index=True), config)
+    finally:
+        folder.close()
+    return folder.path
+
+
+def _measured(bench: Bench, ledger: Ledger, timings: Timings, say: Say) -> list[Measured]:
+    """Train and measure block by block, and record each stage."""
+    out = []
+    for t in bench.periods():
+        for seed in bench.config.seeds:
+            for name in bench.config.strategies:
+                if seed not in bench.seeds(name):
+                    continue
+                with timings.span("train", t, name):
+                    models = bench.models(name, seed, t)
+                digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
+                ledger.append(seed, name, t, "train", digest=digest, models=models)
+                for beams in bench.beams(name):
+                    with timings.span("score", t, name):
+                        measured = bench.measure(name, seed, t, beams)
+                    means = {k: float(measured.values[k].mean()) for k in FIELDS}
+                    block, tests = int(measured.values["block"].iloc[0]), len(measured.values)
+                    facts = {"block": block, "beams": beams, "tests": tests, "weights": measured.weights, **means}
+                    ledger.append(seed, name, t, f"score-{beams}", digest=measured.digest, **facts)
+                    say(f"block {block} seed {seed} {name}: NDCG@10 {means['ndcg10']:.4f} ({beams} beams)")
+                    out.append(measured)
+    return out
+
+
+def _write(folder: Path, values: pd.DataFrame, config: Experiment) -> None:
+    tables = {
+        "table": summarise(values), "groups": by_group(values), "paired": paired(values, config.generative.reference)
+    }  # fmt: skip
+    for name, frame in tables.items():
+        write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6f"))
+    page.write(folder, tables, config.generative.reference)
+
+
+def _mend(folder: Path, say: Say) -> None:
+    """Put damaged models and searches aside, so that they are made again."""
+    for store in (AdapterStore(folder / name) for name in STORES):
+        for digest in store.digests():
+            if not store.usable(digest):
+                say(store.quarantine(digest))

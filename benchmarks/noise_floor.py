@@ -27,7 +27,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import machine, matmul_peak
-
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.config import load
 from lsat_ray.files import write_atomic

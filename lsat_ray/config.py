@@ -108,6 +108,9 @@ class PeriodsConfig(Node):
     """`dates`: ISO dates (UTC) of the T + 1 borders."""
     validation: float = Field(0.1, gt=0, lt=1)
     """Share of a period's rows, the last in time, that is its validation split V_t."""
+    validation_pool: int = Field(1, ge=1)
+    """Merge weights are chosen on the validation splits of the last that many periods, each scored by the adapters of
+    its own period, which have not trained on it; the step that is kept is always chosen on V_t alone."""
 
 
 class NanoConfig(Node):
@@ -358,6 +361,9 @@ class StudyConfig(Node):
     """Solved rows in an in-context prompt."""
     paper: Literal["ml-1m", "amazon-book"] | None = None
     """The log is that of the LSAT paper: its printed numbers stand beside ours."""
+    noise: float | None = Field(None, ge=0)
+    """Noise floor of mean AUC (`benchmarks/noise_floor.py`), printed under every table: what is below is no
+    difference."""
     lags: tuple[int, ...] = ()
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""
 
@@ -383,7 +389,16 @@ class GenerativeConfig(Node):
     """Strategy that the others are compared with."""
 
 
-DEFAULT_STRATEGIES = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
+DEFAULT_STRATEGIES = (
+    "full-retraining",
+    "fine-tuning",
+    "short-term",
+    "long-term",
+    "lsat-en",
+    "lsat-en-full",
+    "lsat-ta",
+    "hedge",
+)
 
 
 class Experiment(Node):

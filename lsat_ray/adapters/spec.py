@@ -63,6 +63,8 @@ class AdapterSpec:
     frozen: Frozen | None = None
     replay: int = 0
     """Rows drawn by reservoir sampling from all earlier periods' training rows and added to the training rows."""
+    half_life: float | None = None
+    """Samples of the stream after which a training row counts half (None: all count alike)."""
 
     @cached_property
     def digest(self) -> str:
@@ -86,6 +88,8 @@ class AdapterSpec:
             "frozen": None,
             "replay": self.replay,
         }
+        if self.half_life is not None:  # named only where it is set: adapters from before it keep their names
+            tree["half_life"] = self.half_life
         if self.frozen:
             tree["frozen"] = {
                 "adapters": [a.digest for a in self.frozen.adapters],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Encoded:
     """int32 [T], 0 for tokens that all later ones of the sequence may see."""
     window: np.ndarray | None = None
     """int32 [T], first token of the sequence (its own index within the sequence) that this token may see."""
+    weight: np.ndarray | None = None
+    """float32 [N], weight of each target in the training loss, 1 on average (None: all 1)."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,6 +79,8 @@ class Batch:
     """int64 [N], position of each target in the `Encoded` that it came from."""
     noise: tuple[int, int] | None = None
     """(seed, step) of the dropout masks; None where nothing is dropped."""
+    weight: torch.Tensor | None = None
+    """float32 [N], weight of each target in the training loss; None: all 1."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; on its way to a GPU it is pinned, so that the copy does not wait."""
@@ -85,7 +89,7 @@ class Batch:
         def move(t: torch.Tensor) -> torch.Tensor:
             return (t.pin_memory() if pinned and not t.is_cuda else t).to(device, non_blocking=True)
 
-        mask = None if self.mask is None else move(self.mask)
+        mask, weight = (None if t is None else move(t) for t in (self.mask, self.weight))
         return Batch(
             move(self.prefix),
             move(self.tokens),
@@ -96,6 +100,7 @@ class Batch:
             move(self.sequence),
             self.index,
             self.noise,
+            weight,
         )
 
 
@@ -143,6 +148,7 @@ def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0, noise: tuple[
         sequence=torch.from_numpy(sequences.astype(np.int64)),
         index=index,
         noise=noise,
+        weight=None if encoded.weight is None else torch.from_numpy(encoded.weight[index]),
     )
 
 
@@ -189,7 +195,20 @@ def join(parts: list[Encoded]) -> Encoded:
         position=column("position"),
         segment=column("segment"),
         window=column("window"),
+        weight=column("weight"),
     )
+
+
+def by_age(encoded: Encoded, half_life: float) -> Encoded:
+    """Return the encoding with weights that halve with age: 0.5 ** ((newest row - row) / half_life), 1 on average.
+
+    Args:
+        encoded: the training rows.
+        half_life: in samples of the stream.
+    """
+    age = encoded.row.max() - encoded.row.astype(np.float64)
+    weight = 0.5 ** (age / half_life)
+    return replace(encoded, weight=(weight / weight.mean()).astype(np.float32))
 
 
 def plan_epoch(encoded: Encoded, batch_size: int, generator: np.random.Generator, bucket: int = 8) -> list[np.ndarray]:

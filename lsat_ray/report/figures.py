@@ -58,7 +58,9 @@ def draw(run: RunFolder, table: pd.DataFrame | None, noise: float | None = None)
     if run.coefficients is None or run.coefficients.empty:
         missing.append("Chosen coefficients: the run has no search/coefficients.parquet")
     else:
-        drawn.append(coefficients(run.coefficients))
+        shares = run.coefficients.groupby("strategy")["coefficient"].transform("max") <= 1  # a half-life is no weight
+        if shares.any():
+            drawn.append(coefficients(run.coefficients[shares]))
     if curves := learning_curves(run.manifests):
         drawn.append(curves)
     else:

@@ -7,11 +7,12 @@ from typing import Literal
 
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.load import fingerprint, locate
-from lsat_ray.runs import steps
+from lsat_ray.runs import derived, steps
 from lsat_ray.runs.check import Checked
 from lsat_ray.runs.folder import RunDir
 from lsat_ray.runs.ledger import Ledger
-from lsat_ray.strategies import make
+from lsat_ray.scoring.model import Model
+from lsat_ray.strategies import Derived, make
 
 LEAVES = {
     "replay": ("metrics.parquet", "timings.parquet", "report.html"),
@@ -38,16 +39,20 @@ def finished(checked: Checked, runs_dir: Path, order: Literal["replay", "study"]
     name, ledger = fingerprint(weights, config.backbone), Ledger(folder / "ledger.jsonl")
     for seed in config.seeds:
         strategies = make(checked.setting(name, seed))
+        behind: list[list[Model]] = []
         for t in range(config.first_test, checked.periods.count + 1):
+            behind.append([])
             for strategy in strategies:
                 if (plan := strategy.plan(t - 1)) is None:
                     continue
                 chosen = ledger.get(seed, strategy.name, t - 1, "search", plan.digest)
                 if chosen is None:
                     return None
-                served = steps.model(seed, strategy.name, t - 1, plan, tuple(chosen["weights"]))
-                if ledger.get(seed, strategy.name, t, "score", served.digest) is None:
-                    return None
+                behind[-1].append(steps.model(seed, strategy.name, t - 1, plan, tuple(chosen["weights"])))
+            found = [(m.strategy, m.digest) for m in behind[-1]]
+            found += [(s.name, derived.digest(s, behind)) for s in strategies if isinstance(s, Derived)]
+            if any(ledger.get(seed, row, t, "score", digest) is None for row, digest in found):
+                return None
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lsat_ray.config import Experiment
-from lsat_ray.runs import results, steps
+from lsat_ray.runs import derived, results, steps
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked
 from lsat_ray.runs.context import Run, opened
@@ -36,6 +36,7 @@ def _replay(run: Run, seed: int) -> None:
         if t >= first:
             steps.measure_served(run, seed, t)
             steps.measure(run, seed, [t])
+            derived.measure(run, seed, [t])
             _say_scores(run, seed, t)
         if t == last:
             break

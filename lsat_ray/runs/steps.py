@@ -23,7 +23,7 @@ from lsat_ray.runs.search import Candidate, Reached
 from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task
 from lsat_ray.scoring.gate import fit_gate
 from lsat_ray.scoring.model import Model, combine, passes
-from lsat_ray.strategies import Plan, Spec
+from lsat_ray.strategies import CHOICE, Plan, Spec
 
 Wanted = tuple[Model, Slice]
 """A model and the slice on which its score is wanted."""
@@ -94,29 +94,39 @@ def _pass_file(run: Run, digest: str, s: Slice) -> Path:
 def choose(run: Run, seed: int, periods: Iterable[int], measure: Search) -> None:
     """Choose every row's merge weights after some periods, on V_t or by gradient, and record them.
 
+    With `periods.validation_pool` of k, the weights are chosen on V_(t-k+1) .. V_t as one set of samples. Each V_s is
+    scored by the adapters of period s under the candidate weights: no adapter of s was trained on V_s, where one of t
+    (full retraining) was. The pool begins with the first period that is served.
+
     Args:
         run: the run.
         seed: of the adapters.
         periods: the t.
         measure: what measures the candidates of a period: the backend's `search`, or `measured`.
     """
+    wanted = list(periods)
+    every = {s: run.plans(seed, s) for s in {s for t in wanted for s in _pool(run, t)}}
     open_ = {
-        t: {n: p for n, p in run.plans(seed, t).items() if not run.ledger.get(seed, n, t, "search", p.digest)}
-        for t in periods
+        t: {n: p for n, p in every[t].items() if not run.ledger.get(seed, n, t, "search", p.digest)} for t in wanted
     }
-    known = margins(run, [w for t, plans in open_.items() for n, p in plans.items() for w in _asked(seed, n, t, p)])
+    pools = {t: [s for s in _pool(run, t) if plans.keys() <= every[s].keys()] for t, plans in open_.items()}
+    known = margins(
+        run,
+        [w for t, plans in open_.items() for s in pools[t] for n in plans for w in _asked(seed, n, s, every[s][n])],
+    )
     learned = _learned(run, open_)
     for t, plans in open_.items():
-        label = run.periods.rows(t, "validation").label
+        pool = pools[t]
+        label = np.concatenate([run.periods.rows(s, "validation").label for s in pool])
         chosen = {n: p.grid[0] for n, p in plans.items() if len(p.grid) == 1}
         for name, plan in plans.items():
             if plan.merge == "gated-ensemble":
-                members = [known[w[0].digest, w[1]] for w in _asked(seed, name, t, plan)]
-                chosen[name] = fit_gate(members, label)
+                by_period = [[known[w[0].digest, w[1]] for w in _asked(seed, name, s, every[s][name])] for s in pool]
+                chosen[name] = fit_gate([np.concatenate(m) for m in zip(*by_period, strict=True)], label)
             elif plan.learned:
                 chosen[name] = learned[_coefficients(plan).key]
         candidates = [
-            Candidate(n, w, combined(model(seed, n, t, p, w), Slice(t, "validation"), known))
+            Candidate(n, w, np.concatenate([_on_validation(seed, n, s, every[s][n], w, known) for s in pool]))
             for n, p in plans.items()
             if len(p.grid) > 1
             for w in p.grid
@@ -137,6 +147,8 @@ def measured(name: str, candidates: Sequence[Candidate], label: np.ndarray) -> l
 
 def model(seed: int, name: str, t: int, plan: Plan, weights: Weights) -> Model:
     """Return what a row serves after period t under some weights."""
+    if plan.merge == CHOICE:
+        return Model(name, t, "single", (plan.adapters[plan.grid.index(weights)].digest,), (1.0,), seed=seed)
     return Model(name, t, plan.merge, tuple(s.digest for s in plan.adapters), weights, plan.space, seed)
 
 
@@ -148,6 +160,16 @@ def models(run: Run, seed: int, t: int) -> list[Model]:
         assert record is not None, f"{name} has no weights for period {t}"
         out.append(model(seed, name, t, plan, tuple(record["weights"])))
     return out
+
+
+def _pool(run: Run, t: int) -> range:
+    """Return the periods on whose validation splits the weights of period t are chosen."""
+    return range(max(min(t, run.tested[0] - 1), t - run.config.periods.validation_pool + 1), t + 1)
+
+
+def _on_validation(seed: int, name: str, s: int, plan: Plan, weights: Weights, known: Margins) -> np.ndarray:
+    """Return a candidate's score on V_s, by the adapters of period s."""
+    return combined(model(seed, name, s, plan, weights), Slice(s, "validation"), known)
 
 
 def _asked(seed: int, name: str, t: int, plan: Plan) -> list[Wanted]:
@@ -242,15 +264,16 @@ def measure(run: Run, seed: int, periods: Sequence[int]) -> None:
     for t in periods:
         for name, score in run.fixed.items():
             if not run.ledger.get(seed, name, t, "score"):
-                _record(run, seed, name, t, score[run.periods.span(t)], name != SUM)
+                record_scores(run, seed, name, t, score[run.periods.span(t)], name != SUM)
 
 
 def record(run: Run, m: Model, t: int, score: np.ndarray) -> None:
-    """Write a model's scores on D_t, then the ledger's line: the line says that the scores are there."""
-    _record(run, m.seed, m.strategy, t, score, m.calibrated, digest=m.digest)
+    """Record a model's scores on D_t."""
+    record_scores(run, m.seed, m.strategy, t, score, m.calibrated, digest=m.digest)
 
 
-def _record(run: Run, seed: int, name: str, t: int, score: np.ndarray, calibrated: bool, **facts: Any) -> None:
+def record_scores(run: Run, seed: int, name: str, t: int, score: np.ndarray, calibrated: bool, **facts: Any) -> None:
+    """Write a row's scores on D_t, then the ledger's line: the line says that the scores are there."""
     rows = run.periods.rows(t)
     columns = {"row": rows.row, "user": rows.user, "item": rows.item, "label": rows.label, "score": score}
     write_atomic(run.folder.scores(name, seed, t), pd.DataFrame(columns))

@@ -13,11 +13,11 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
 from lsat_ray.evaluation import leakage
 from lsat_ray.files import write_atomic
-from lsat_ray.runs import cross, results, steps, tables
+from lsat_ray.runs import cross, derived, results, steps, tables
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked
 from lsat_ray.runs.context import Run, opened
-from lsat_ray.strategies import Spec, Strategy
+from lsat_ray.strategies import Derived, Spec, Strategy
 from lsat_ray.strategies.graph import closure
 
 
@@ -41,6 +41,7 @@ def study(config: Experiment, runs_dir: Path, backend: Backend, say: Say, checke
             steps.choose(run, seed, range(cross.first_model(run), run.periods.count), steps.measured)
         for seed in config.seeds:
             steps.measure(run, seed, run.tested)
+            derived.measure(run, seed, run.tested)
             run.say(f"seed {seed}: {len(run.tested)} periods scored")
         cross.score(run)
         results.write(run, tables.write)
@@ -69,6 +70,7 @@ def audit(run: Run) -> None:
             plans = run.plans(seed, t - 1).values()
             slices = {s for spec in closure(s for p in plans for s in p.specs()) for s in _read(spec)}
             slices |= {s for p in plans if p.learned for s in p.learned.slices}
+            slices |= {s for r in run.strategies[seed] if isinstance(r, Derived) for s in derived.slices(run, r, t)}
             reads = [leakage.Read(f"{s.part} rows of D_{s.period}", run.periods.rows(*s).row) for s in slices]
             leakage.check(run.periods, reads, t, ties=run.config.data.ties == "file-order")
     run.say("leakage audit: nothing that is read for a period lies in or after its test")
@@ -118,6 +120,7 @@ def _trainings(run: Run, specs: list[Spec]) -> pd.DataFrame:
                 "best_step": facts.get("best_step"),
                 "steps": facts.get("steps"),
                 "stopped_by": facts.get("stopped_by"),
+                "validation_users": len(np.unique(run.periods.select(spec.validation).user)),
                 "targets": facts.get("targets"),
                 "seconds": seconds.get(spec.digest, np.nan),
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -12,10 +14,10 @@ from lsat_ray.report import cross as curves
 from lsat_ray.report import study as figures
 from lsat_ray.report.account import fits, training
 from lsat_ray.report.folder import RunFolder
-from lsat_ray.runs import cross, steps
+from lsat_ray.runs import cross, derived, steps
 from lsat_ray.runs.context import Run
 from lsat_ray.scoring.model import OUTPUT_MERGES, Model, passes
-from lsat_ray.strategies import RULES
+from lsat_ray.strategies import RULES, Derived
 
 
 def write(run: Run, metrics: pd.DataFrame) -> None:
@@ -26,14 +28,24 @@ def write(run: Run, metrics: pd.DataFrame) -> None:
     names = sorted(set(metrics["strategy"]))
     spent = training(read.timings, read.ledger, names, len(run.config.seeds))
     stopped = fits(read.ledger, {m["digest"]: m["facts"] for m in read.manifests}, names)
-    tables = {"table2": figures.table2(metrics, read.scores, spent, fits=stopped)}
+    noise = run.config.study.noise
+    tables = {"table2": figures.table2(metrics, read.scores, spent, fits=stopped, noise=noise)}
     if run.config.study.paper:
         tables["paper"] = figures.beside_paper(tables["table2"], run.config.study.paper)
     served = {m.strategy: m for m in steps.models(run, run.config.seeds[0], run.periods.count - 1)}
-    tables["frontier"] = figures.frontier(tables["table2"], {name: len(passes(m)) for name, m in served.items()})
+    tables["frontier"] = figures.frontier(tables["table2"], _passes(run, list(served.values())))
     tables |= _merges(read, metrics, served)
     tables |= _crossed(run, metrics)
     figures.write(run.folder.path, **tables)
+
+
+def _passes(run: Run, models: Sequence[Model]) -> dict[str, int]:
+    """Return the forward passes that a score takes, by row; a derived row takes those of what it is computed from."""
+    out = {m.strategy: len(passes(m)) for m in models}
+    for row in run.strategies[run.config.seeds[0]]:
+        if isinstance(row, Derived):
+            out[row.name] = len({one.digest for m in derived.sources(row, models) for one in passes(m)})
+    return out
 
 
 def _merges(read: RunFolder, metrics: pd.DataFrame, served: dict[str, Model]) -> dict[str, pd.DataFrame]:

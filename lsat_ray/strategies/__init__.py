@@ -1,18 +1,20 @@
 """Update strategies: rules that name adapters and a merge. A new one is a file and a line in `STRATEGIES`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lsat_ray.baselines.spec import LEARNERS
 from lsat_ray.errors import LsatError
-from lsat_ray.strategies.base import Learned, Plan, Setting, Spec, Strategy
+from lsat_ray.strategies.base import CHOICE, Learned, Plan, Setting, Spec, Strategy
 from lsat_ray.strategies.cumulative import CUMULATIVE
+from lsat_ray.strategies.derived import Derived, Hedge, WithSide, side_of
 from lsat_ray.strategies.evolving import EVOLVING
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.full_retraining import FullRetraining
 from lsat_ray.strategies.long_term import LongTerm
 from lsat_ray.strategies.lsat import LsatEN, LsatENFull, LsatTA
 from lsat_ray.strategies.merged import MERGED
+from lsat_ray.strategies.recency import Recency
 from lsat_ray.strategies.short_term import ShortTerm
 from lsat_ray.strategies.untrained import BookGPT, Frozen
 
@@ -32,26 +34,39 @@ STRATEGIES: dict[str, Factory] = {
     "lsat-en": LsatEN,
     "lsat-en-full": LsatENFull,
     "lsat-ta": LsatTA,
+    Recency.name: Recency,
     **MERGED,
     **EVOLVING,
     **CUMULATIVE,
     **{f"{learner}/{name}": _with(learner, rule) for learner in LEARNERS for name, rule in RULES.items()},
     BookGPT.name: BookGPT,
     Frozen.name: Frozen,
+    Hedge.name: Hedge,
 }
-"""Every row that a config can name."""
+"""Every row that a config can name; `+side` or `+side@period` behind a name gives its row with a side head."""
 
-__all__ = ["RULES", "STRATEGIES", "Learned", "Plan", "Setting", "Spec", "Strategy", "make"]
+__all__ = ["CHOICE", "RULES", "STRATEGIES", "Derived", "Learned", "Plan", "Setting", "Spec", "Strategy", "WithSide"]
+__all__ += ["make"]
 
 
 def make(setting: Setting) -> list[Strategy]:
     """Return the configured strategies under a setting, and the frozen backbone, which every table holds.
 
     Raises:
-        LsatError: when a name is not in `STRATEGIES`.
+        LsatError: when a name is not in `STRATEGIES`, or a row with a side head is named without its base.
     """
     names = list(dict.fromkeys((*setting.config.strategies, Frozen.name)))
+    made: dict[str, Strategy] = {name: STRATEGIES[name](setting) for name in names if name in STRATEGIES}
     for name in names:
-        if name not in STRATEGIES:
-            raise LsatError(f"strategies: {name!r} is unknown; known are {', '.join(STRATEGIES)}")
-    return [STRATEGIES[name](setting) for name in names]
+        if name not in made:
+            made[name] = _with_side(name, made)
+    return [made[name] for name in names]
+
+
+def _with_side(name: str, made: Mapping[str, Strategy]) -> WithSide:
+    base, suffix = side_of(name) or (None, "")
+    if base is None:
+        raise LsatError(f"strategies: {name!r} is unknown; known are {', '.join(STRATEGIES)}")
+    if base not in made or base == Hedge.name:
+        raise LsatError(f"strategies: {name!r} is computed from the scores of {base!r}; name it too, a row with models")
+    return WithSide(made[base], suffix)

@@ -92,6 +92,10 @@ class Learned:
     """Weight of mean((w - 1/M)^2), the L2 pull towards the uniform average of M adapters."""
 
 
+CHOICE = "choice"
+"""Merge of a plan that serves one of its adapters: candidate i of the grid stands for adapter i."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a strategy wants after period t."""
@@ -99,7 +103,7 @@ class Plan:
     adapters: tuple[Spec, ...]
     """In the order of the merge's weights."""
     merge: str = "single"
-    """As `scoring.model.Model.merge`."""
+    """As `scoring.model.Model.merge`, or `CHOICE`, after which a single adapter is served."""
     grid: tuple[tuple[float, ...], ...] = ((1.0,),)
     """Candidate weights; with more than one, V_t decides (the first best wins)."""
     space: str = "probability"

@@ -15,7 +15,7 @@ from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import auc_or_log_loss
-from lsat_ray.prompts.batch import Encoded, plan_epoch
+from lsat_ray.prompts.batch import Encoded, by_age, plan_epoch
 from lsat_ray.training import penalty as penalties
 from lsat_ray.training import selection
 from lsat_ray.training.checkpoint import Checkpointer
@@ -85,9 +85,9 @@ def fit(
     """Fit the adapter that a spec names.
 
     The loss is the cross-entropy over {No, Yes} at the answer's place, a mean over the targets of the global batch
-    whatever the number of workers. Validation follows the recipe's rhythm; its rule chooses among the validated
-    weights. With `spec.keep_old` the initial adapter is compared with these at the end. Where memory runs out,
-    micro-batches are halved for good and the step is repeated: the global batch stays.
+    whatever the number of workers; with `spec.half_life` it is weighted by age. Validation follows the recipe's rhythm;
+    its rule chooses among the validated weights. With `spec.keep_old` the initial adapter is compared with these at the
+    end. Where memory runs out, micro-batches are halved for good and the step is repeated: the global batch stays.
 
     Args:
         spec: recipe, LoRA shape, seed and warm-start rule.
@@ -133,7 +133,8 @@ class _Fit:
         tell: Callable[[str], None] | None,
         extra: Beside | None,
     ) -> None:
-        self.spec, self.model, self.rows, self.validation = spec, model, train, validation
+        self.spec, self.model, self.validation = spec, model, validation
+        self.rows = train if spec.half_life is None else by_age(train, spec.half_life)
         self.engine, self.settings, self.tell, self.extra = engine, settings, tell, extra
         self.recipe = spec.recipe
         self.checkpoint: Checkpointer | None = None

@@ -80,6 +80,8 @@ def gradients(
 ) -> float:
     """Add up this worker's gradients of a global batch's mean loss; return its estimate of that loss, penalty apart.
 
+    Where the rows have weights (`Encoded.weight`, 1 on average over the rows, not over a batch), each loss has its own.
+
     Args:
         model: the backbone with its training slot.
         engine: has taken the slot (`begin`); its `step` comes next.
@@ -101,10 +103,11 @@ def gradients(
         with engine.whole(model):
             _, pull = penalty.gradient()
     for part in split_by_tokens(share, train.lengths, micro_batches):
-        weight = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
+        present = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
         micro = collate(train, part if len(part) else batch[:1], noise=noise).to(model.device)
         logits = engine.logits(micro)
-        loss = weight * functional.cross_entropy(logits, micro.label.long(), reduction="sum") / total
+        losses = functional.cross_entropy(logits, micro.label.long(), reduction="none")
+        loss = present * (losses if micro.weight is None else micro.weight * losses).sum() / total
         if not torch.isfinite(loss):
             rows = train.row[micro.index].tolist()
             raise LsatError(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsat_ray.prompts.batch import Encoded, collate, plan_epoch, split_by_tokens, token_budget_batches
+from lsat_ray.prompts.batch import Encoded, by_age, collate, join, plan_epoch, split_by_tokens, token_budget_batches
 
 
 def ragged(lengths: list[int], targets: list[int] | None = None) -> Encoded:
@@ -122,3 +122,17 @@ def test_masked_padding_sees_itself_so_that_no_softmax_is_empty() -> None:
 def test_positions_count_from_the_prefix(batch: int) -> None:
     encoded = ragged([4] * batch)
     assert (collate(encoded, np.arange(batch)).position == np.arange(2, 6)).all()
+
+
+def test_weights_halve_with_age_and_follow_their_targets() -> None:
+    rows = ragged([3, 4, 5, 6], [1, 2, 1, 1])  # rows 0, 3, 6, 9, 12
+    weighted = by_age(rows, 6.0)
+    assert weighted.weight is not None
+    np.testing.assert_allclose(weighted.weight.mean(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(weighted.weight[2:] / weighted.weight[:3], 2.0, rtol=1e-6)
+    batch = collate(weighted, np.array([1, 3])).to("cpu")
+    assert batch.weight is not None
+    np.testing.assert_array_equal(batch.weight, weighted.weight[batch.index])
+    both = join([weighted, weighted])
+    np.testing.assert_array_equal(both.weight, np.tile(weighted.weight, 2))
+    assert collate(rows, np.array([0])).weight is None

@@ -1,5 +1,7 @@
 """The rows beyond Table 2: what they train, what they share, what they are fitted on."""
 
+from dataclasses import replace
+
 import pytest
 
 from lsat_ray.adapters.merge import PARAMETER_MERGES
@@ -8,7 +10,7 @@ from lsat_ray.config import Experiment, ReplayConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES
-from lsat_ray.strategies import STRATEGIES, Plan, Setting, make
+from lsat_ray.strategies import CHOICE, STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.cumulative import CUMULATIVE
 from lsat_ray.strategies.evolving import EVOLVING
 from lsat_ray.strategies.graph import needed
@@ -140,8 +142,20 @@ def test_every_plan_can_be_carried_out(name: str) -> None:
         made = STRATEGIES[name](setting()).plan(t)
         if made is None:
             continue
+        if made.merge == CHOICE:
+            assert len(made.grid) == len(made.adapters) > 1
+            continue
         assert made.merge in {"single", FROZEN, CLASSICAL, IN_CONTEXT, *OUTPUT_MERGES, *PARAMETER_MERGES}
         assert bool(made.grid) != bool(made.learned)
         assert (made.merge in ("single", CLASSICAL)) == (len(made.adapters) == 1)
         if made.adapters:
             assert all(len(w) == len(made.adapters) for w in made.grid)
+
+
+def test_recency_is_full_retraining_under_other_weights() -> None:
+    made = STRATEGIES["recency"](setting(samples=(1000, 2000, 9000))).plan(2)
+    (full,) = plan("full-retraining", 2).adapters
+    assert made is not None
+    assert [a.half_life for a in made.adapters] == [1500.0, 3000.0, 6000.0, 12000.0], "D_3 is not known yet"
+    assert {replace(a, half_life=None).digest for a in made.adapters} == {full.digest}
+    assert all((a.train, a.validation) == (full.train, full.validation) for a in made.adapters)

@@ -14,6 +14,7 @@ from lsat_ray.adapters.lora import Adapter
 from lsat_ray.config import EngineConfig, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import auc_or_log_loss
+from lsat_ray.prompts.batch import by_age
 from lsat_ray.scoring.score import score
 from lsat_ray.training import fit as training
 from lsat_ray.training import selection
@@ -221,3 +222,27 @@ def test_warmup_raises_the_rate_linearly(bench: Workbench) -> None:
     recipe = Recipe(lr=1.0e-3, warmup=4, batch_size=8, epochs=1)
     fit(bench.spec(recipe=recipe), bench.model, bench.train, bench.validation, Watched(), SETTINGS)
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3] + [1e-3] * (len(rates) - 4))
+
+
+def test_a_loss_is_weighted_by_age(bench: Workbench) -> None:
+    """The loss of a batch is the mean of the weighted cross-entropies, in any number of micro-batches."""
+    engine = TorchEngine()
+    bench.model.reset(0)
+    engine.begin(bench.model, Recipe(), 1)
+    rows = by_age(bench.train, 10.0)
+    batch = np.arange(len(rows))
+    margin = training.sharded_margins(bench.model, engine, rows, SETTINGS.batch_tokens).astype(np.float64)
+    cross_entropy = np.logaddexp(0.0, -np.where(rows.label == 1, 1.0, -1.0) * margin)
+    assert rows.weight is not None
+    assert rows.weight.max() > 2 * rows.weight.min()
+    for pieces in (1, 3):
+        found = training.gradients(bench.model, engine, rows, batch, pieces)
+        assert found == pytest.approx(float(np.mean(rows.weight * cross_entropy)), rel=1e-5)
+    assert found != pytest.approx(float(cross_entropy.mean()), rel=1e-4)
+
+
+def test_a_very_long_half_life_is_none_and_a_short_one_is_not(bench: Workbench) -> None:
+    plain_, long, short = (run(bench, half_life=h) for h in (None, 1e12, 20.0))
+    for name, value in plain_.adapter.state.items():
+        torch.testing.assert_close(long.adapter.state[name], value, rtol=1e-3, atol=1e-5)
+    assert not same(plain_.adapter, short.adapter)

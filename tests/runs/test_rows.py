@@ -1,0 +1,152 @@
+"""The rows that are computed from other rows, and those with weighted samples, over the local backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_local import go, quick
+
+from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.baselines.side_head import with_side
+from lsat_ray.config import Experiment
+from lsat_ray.errors import LsatError
+from lsat_ray.evaluation.metrics import auc
+from lsat_ray.runs.check import check
+from lsat_ray.runs.finished import finished
+from lsat_ray.runs.ledger import Ledger
+from lsat_ray.runs.replay import replay
+from lsat_ray.runs.study import study
+from lsat_ray.scoring.hedge import hedge, log_loss
+from lsat_ray.scoring.model import Model
+
+NAMES = ("full-retraining", "lsat-en", "lsat-en+side", "frozen+side@period", "hedge", "mf/full-retraining")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_experiment: Experiment) -> Experiment:
+    """Return the tiny experiment with derived rows, seven periods of which five are tested."""
+    data = tiny_experiment.data.model_copy(update={"keep_last": 420})
+    periods = tiny_experiment.periods.model_copy(update={"number": 7, "validation": 0.2})
+    return quick(tiny_experiment, strategies=NAMES, data=data, periods=periods)
+
+
+@pytest.fixture(scope="module")
+def run(config: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Study them."""
+    return go(config, tmp_path_factory.mktemp("rows"), study)
+
+
+def scores(run: Path, name: str, t: int) -> pd.DataFrame:
+    """Return what a row scored on a tested period."""
+    return pd.read_parquet(run / "scores" / name / f"seed0/period{t:02d}.parquet")
+
+
+def test_the_hedge_is_the_mixture_of_all_that_is_served(run: Path) -> None:
+    served = ("full-retraining", "lsat-en(2)", "frozen")
+    probability = [{n: scores(run, n, t)["score"].to_numpy() for n in served} for t in range(3, 8)]
+    label = [scores(run, "frozen", t)["label"].to_numpy() for t in range(3, 8)]
+    expected = hedge(probability, label)
+    for t, mixture in enumerate(expected.mixture, start=3):
+        np.testing.assert_allclose(scores(run, "hedge", t)["score"], mixture, atol=1e-12)
+    total = {n: sum(log_loss(p[n], y) for p, y in zip(probability, label, strict=True)) for n in served}
+    mine = sum(log_loss(m, y) for m, y in zip(expected.mixture, label, strict=True))
+    assert mine <= min(total.values()) + np.log(len(served)), "the bound of the theorem"
+
+
+def test_table_2_has_the_derived_rows_and_says_what_was_trained(run: Path) -> None:
+    table = pd.read_csv(run / "table2.csv").set_index("strategy")
+    assert {"gauc", "log_loss", "ece", "steps", "stopped_by_patience"} <= set(table.columns)
+    assert {"hedge", "lsat-en(2)+side", "frozen+side@period", "item-rate@period", "mf/full-retraining"} <= set(
+        table.index
+    )
+    assert table.loc["lsat-en(2)+side", "steps"] == table.loc["lsat-en(2)", "steps"]
+    assert np.isnan(table.loc["hedge", "steps"])
+    assert table.loc[["hedge", "lsat-en(2)+side"], ["gauc", "log_loss", "ece"]].notna().all(axis=None)
+    passes = pd.read_csv(run / "study" / "frontier.csv").set_index("strategy")["passes"]
+    assert passes["hedge"] == 4, "full, long, short and frozen"
+    assert passes["lsat-en(2)+side"] == 2
+    assert passes["frozen+side@period"] == 1
+    users = pd.read_csv(run / "trainings.csv")["validation_users"]
+    assert users.between(1, 12).all()
+
+
+@pytest.mark.parametrize("t", [3, 6])
+def test_a_side_head_reads_no_label_of_what_it_scores(config: Experiment, run: Path, t: int) -> None:
+    """With all labels from D_t on blanked, the head gives the scores that were recorded."""
+    periods = check(config).periods
+    label = np.where(np.arange(len(periods.samples)) < periods.borders[t - 1], periods.samples.label, 0)
+    margin = np.full(len(periods.samples), np.nan)
+    opening = run / "passes" / Model("pass", 0, "frozen").digest[:32] / "period02-validation.parquet"
+    margin[periods.span(2, "validation")] = pd.read_parquet(opening)["margin"]
+    for s in range(3, t + 1):
+        p = scores(run, "frozen", s)["score"].to_numpy()
+        margin[periods.span(s)] = np.log(p / (1 - p))
+    blanked = replace(periods, samples=replace(periods.samples, label=label.astype(periods.samples.label.dtype)))
+    expected = with_side(blanked, margin, t - 1, "period")
+    np.testing.assert_allclose(scores(run, "frozen+side@period", t)["score"], expected, atol=1e-9)
+
+
+def test_replay_and_study_derive_the_same_and_resume(config: Experiment, run: Path, tmp_path: Path) -> None:
+    replayed = go(config, tmp_path, replay)
+    one, two = (pd.read_parquet(folder / "metrics.parquet") for folder in (replayed, run))
+    pd.testing.assert_frame_equal(one, two)
+    assert finished(check(config), tmp_path, "replay") == replayed
+    lines = (replayed / "ledger.jsonl").read_text().splitlines(keepends=True)
+    kept = [x for x in lines if '"strategy": "hedge"' not in x or '"period": 7' not in x]
+    assert len(kept) == len(lines) - 1
+    (replayed / "ledger.jsonl").write_text("".join(kept))
+    assert finished(check(config), tmp_path, "replay") is None
+    go(config, tmp_path, replay)
+    before = Ledger(run / "ledger.jsonl").get(0, "hedge", 7, "score")
+    assert Ledger(replayed / "ledger.jsonl").get(0, "hedge", 7, "score") == before
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("lsat-en+side",), "name it too"),
+        (("hedge", "hedge+side"), "a row with models"),
+        (("mf/full-retraining", "mf/full-retraining+side"), r"mf\+side/full-retraining"),
+        (("nothing+side",), "name it too"),
+    ],
+)
+def test_a_derived_row_without_what_it_needs_is_refused(config: Experiment, names: tuple[str, ...], says: str) -> None:
+    with pytest.raises(LsatError, match=says):
+        check(config.model_copy(update={"strategies": names}))
+
+
+def test_weights_are_chosen_on_the_pooled_splits_of_several_periods(config: Experiment, tmp_path: Path) -> None:
+    """Each V_s is scored by the adapters of its own period; replay and study pool the same."""
+    names = ("full-retraining", "lsat-en-full", "recency")
+    periods = config.periods.model_copy(update={"number": 5, "validation_pool": 3})
+    data = config.data.model_copy(update={"keep_last": 300})
+    pooled = config.model_copy(update={"strategies": names, "periods": periods, "data": data})
+    one, two = go(pooled, tmp_path / "a"), go(pooled, tmp_path / "b", study)
+    pd.testing.assert_frame_equal(pd.read_parquet(one / "metrics.parquet"), pd.read_parquet(two / "metrics.parquet"))
+    tried = pd.read_parquet(two / "search" / "coefficients.parquet")
+    ledger, store = Ledger(two / "ledger.jsonl"), AdapterStore(two / "adapters")
+    for t, pool in ((2, [2]), (3, [2, 3]), (4, [2, 3, 4])):
+        label, score = [], []
+        for s in pool:
+            record = ledger.get(0, "full-retraining", s, "search")
+            assert record is not None
+            row, margin = store.validation(record["adapters"][0])
+            label.append(check(pooled).periods.samples.label[row])
+            score.append(margin)
+        mine = tried[(tried["strategy"] == "lsat-en(full)") & (tried["period"] == t) & (tried["coefficient"] == 1.0)]
+        assert mine["auc"].item() == pytest.approx(auc(np.concatenate(label), np.concatenate(score)))
+    halves = tried[tried["strategy"] == "recency"]
+    assert sorted(halves["coefficient"].unique()) == [1, 2, 4, 8]
+    for t in (2, 3, 4):
+        record = ledger.get(0, "recency", t, "search")
+        assert record is not None
+        best = halves[(halves["period"] == t) & halves["chosen"]]["coefficient"].item()
+        assert record["weights"] == [best]
+        chosen = record["adapters"][[1, 2, 4, 8].index(best)]
+        assert store.manifest(chosen)["spec"]["half_life"] == best * 60
+    curves = pd.read_csv(two / "figures" / "coefficients.csv")
+    assert set(curves["strategy"]) == {"lsat-en(full)"}, "a half-life is no weight"

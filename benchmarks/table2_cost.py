@@ -5,9 +5,9 @@
 The reference way is that of the paper's code (methods.md 2): every row trains its own adapters (82 of them with 20
 periods and m = 10) with HF Trainer + PEFT, padded, the loss over the whole vocabulary on all tokens; every row does its
 own inference by transformers with full logits, LSAT-TA once per lambda. It is spared what that code does besides: a
-process and a load of the backbone per training. Ours is the study over the local backend: 39 distinct adapters, the lean
-engine, stored scores. Both have the same log, backbone, splits, recipe (batch, epochs, learning rate, a validation per
-epoch, best weights kept), machine and number of threads. The backbone is built before the clock starts. Nothing is
+process and a load of the backbone per training. Ours is the study over the local backend: 39 distinct adapters,
+the lean engine, stored scores. Both have the same log, backbone, splits, recipe (batch, epochs, learning rate, a
+validation per epoch, best weights kept), machine and number of threads. The backbone is built before the clock starts. Nothing is
 extrapolated: the log is so short that both end.
 """
 
@@ -127,7 +127,7 @@ class Reference:
         return self._infer(self.encoder.prompt_ids(self.run.periods.rows(s.period, s.part)))
 
     def _infer(self, prompts: list[list[int]]) -> np.ndarray:
-        """Return l_Yes - l_No of each prompt: padded batches in the order of the log, logits of the whole vocabulary."""
+        """Return l_Yes - l_No of each prompt: padded batches in the log's order, logits of the whole vocabulary."""
         self.model.eval()
         out = []
         with torch.no_grad():
@@ -242,16 +242,18 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run both ways and return the tree that is written."""
     torch.set_num_threads(options.threads)
     config = settings(options)
-    with tempfile.TemporaryDirectory() as folder:
-        with opened(config, Path(folder), LocalBackend(config), print, serve=False) as run:
-            for t in range(1, run.periods.count + 1):
-                run.backend.arrive(t)
-            mine, cost, count = ours(run)
-            place = next((Path(folder) / "backbones").iterdir())
-            backbone = load(config.backbone, place)
-            reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
-            theirs = reference.table()
-            specs = {s.digest for s in needed(run)}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        opened(config, Path(folder), LocalBackend(config), print, serve=False) as run,
+    ):
+        for t in range(1, run.periods.count + 1):
+            run.backend.arrive(t)
+        mine, cost, count = ours(run)
+        place = next((Path(folder) / "backbones").iterdir())
+        backbone = load(config.backbone, place)
+        reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
+        theirs = reference.table()
+        specs = {s.digest for s in needed(run)}
     other = reference.cost
     trainings = [seconds for several in other.by_spec.values() for seconds in several]
     once = sum(np.mean(several) for several in other.by_spec.values())

@@ -90,8 +90,8 @@ def _with_side(run: Run, row: WithSide, base: Model, opening: Sequence[Model], t
     for m in sources(row, opening):
         s = Slice(first - 1, "validation")
         margin[run.periods.span(*s)] = _logit(steps.combined(m, s, steps.margins(run, [(m, s)], t)))
-    for s in range(first, t):
-        margin[run.periods.span(s)] = _logit(read(row.base, s))
+    for behind in range(first, t):
+        margin[run.periods.span(behind)] = _logit(read(row.base, behind))
     known = np.isfinite(margin)
     margin[run.periods.span(t)] = _logit(read(row.base, t))
     if len(np.unique(run.periods.samples.label[known])) < 2:

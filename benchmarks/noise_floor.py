@@ -99,8 +99,8 @@ def summary(by_run: pd.DataFrame) -> dict[str, Any]:
     trained = by_run.drop(index="frozen", errors="ignore")
     spread = trained.max(axis=1) - trained.min(axis=1)
     rows = {
-        str(s): {"mean": float(v.mean()), "sd": float(v.std(ddof=1)), "spread": float(spread.loc[str(s)])}
-        for s, v in trained.iterrows()
+        str(name): {"mean": float(v.mean()), "sd": float(v.std(ddof=1)), "spread": float(v.max() - v.min())}
+        for name, v in trained.iterrows()
     }
     return {
         "floor": float(spread.max()),

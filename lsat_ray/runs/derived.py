@@ -87,11 +87,11 @@ def _with_side(run: Run, row: WithSide, base: Model, opening: Sequence[Model], t
     """
     first = run.tested[0]
     margin = np.full(len(run.periods.samples), np.nan)
+    before = Slice(first - 1, "validation")
     for m in sources(row, opening):
-        s = Slice(first - 1, "validation")
-        margin[run.periods.span(*s)] = _logit(steps.combined(m, s, steps.margins(run, [(m, s)], t)))
-    for behind in range(first, t):
-        margin[run.periods.span(behind)] = _logit(read(row.base, behind))
+        margin[run.periods.span(*before)] = _logit(steps.combined(m, before, steps.margins(run, [(m, before)], t)))
+    for s in range(first, t):
+        margin[run.periods.span(s)] = _logit(read(row.base, s))
     known = np.isfinite(margin)
     margin[run.periods.span(t)] = _logit(read(row.base, t))
     if len(np.unique(run.periods.samples.label[known])) < 2:

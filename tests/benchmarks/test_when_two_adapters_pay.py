@@ -1,10 +1,15 @@
 """The figure of the drift study can be drawn again from what is committed."""
 
+import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pytest
 
-from benchmarks.when_two_adapters_pay import SETTINGS, draw
+from benchmarks.when_two_adapters_pay import SETTINGS, cells, differences, draw
+from lsat_ray.evaluation.metrics import auc
+from lsat_ray.evaluation.significance import Key, Scored
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -19,3 +24,39 @@ def test_every_sweep_has_its_column_and_its_differences() -> None:
         line = against_full.containers[0].lines[0]
         assert sorted(line.get_ydata()) == sorted(ensemble["delta"])
         assert drawn.figure.axes[2 * len(tables) + number].get_xlabel() == label
+
+
+def test_a_cell_of_the_map_compares_over_seeds_and_backbones(rng: np.random.Generator) -> None:
+    label, user, row = rng.integers(0, 2, 300), rng.integers(0, 30, 300), np.arange(300)
+
+    def scored(sharpness: float) -> Scored:
+        return Scored(row, user, label, sharpness * label + rng.standard_normal(300))
+
+    keys = [Key(seed, period) for seed in range(2) for period in (3, 4)]
+    found = {
+        b: {"full-retraining": {k: scored(0.5) for k in keys}, "hedge": {k: scored(2.0) for k in keys}, "oracle": {}}
+        for b in ("nano0", "nano1", "nano2")
+    }
+    (mine,) = differences(found).to_dict("records")
+    means = {
+        name: np.mean([auc(label, scores[name][k].score) for scores in found.values() for k in keys])
+        for name in ("hedge", "full-retraining")
+    }
+    assert mine["delta"] == pytest.approx(means["hedge"] - means["full-retraining"])
+    assert 0 < mine["low"] < mine["delta"] < mine["high"]
+    assert (mine["strategy"], mine["seeds"], mine["backbones"]) == ("hedge", 2, 3)
+
+
+def test_the_map_holds_the_stream_fixed_and_varies_the_cut() -> None:
+    config = RESULTS.parents[1] / "jobs" / "configs" / "sweep_synthetic.yaml"
+    options = argparse.Namespace(
+        config=config, drift=[1.2], half_life=[1600], rows=[200, 800], seeds=5, backbones=3, set=[]
+    )
+    found = list(cells(options))
+    assert [knobs["rows"] for knobs, _ in found] == [200, 800]
+    studies = [s for _, by_backbone in found for s in by_backbone.values()]
+    assert len({s.name for s in studies}) == len(studies) == 6
+    assert len({s.data for s in studies}) == 1
+    assert [s.periods.number for s in studies] == [32] * 3 + [8] * 3
+    assert {s.backbone.nano.seed for s in studies} == {0, 1, 2}
+    assert all(s.seeds == (0, 1, 2, 3, 4) for s in studies)

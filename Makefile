@@ -30,7 +30,7 @@ test-slow: $(STAMP)         ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 chaos: $(STAMP)             ## 200 seeded faults, each compared with the undisturbed run
-	$(BIN)/python -m tests.chaos --points 200 --seed 0 --json benchmarks/results/chaos.json
+	$(BIN)/python -m tests.chaos --points 200 --seed 0 --workers 2 --json benchmarks/results/chaos.json
 
 lint: $(STAMP)              ## style, format and types
 	$(BIN)/ruff check .

@@ -173,7 +173,8 @@ class AdapterStore:
             raise LsatError(f"{folder / MANIFEST}: describes adapter {manifest.get('digest')}, not {digest}; {REMEDY}")
         tree = {k: v for k, v in manifest.items() if k != "check"}
         written = (folder / MANIFEST).read_text()
-        if written != (_sealed(tree) if "check" in manifest else _text(tree)):
+        known = set(tree) == {"digest", "spec", "files", "facts"}
+        if not known or written != (_sealed(tree) if "check" in manifest else _text(tree)):
             raise LsatError(f"{folder / MANIFEST}: not as it was written, the file is damaged; {REMEDY}")
         for name, expected in manifest["files"].items():
             path = folder / name

@@ -199,3 +199,22 @@ def test_an_adapter_on_a_hub_backbone_names_its_commit(tmp_path: Path) -> None:
     folder = AdapterStore(tmp_path).publish(spec(), adapter(), {}, base, revision=revision)
     tree = json.loads((folder / CONFIG).read_text())
     assert (tree["base_model_name_or_path"], tree["revision"]) == ("owner/model", "c" * 40)
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_seen(store: AdapterStore) -> None:
+    """The manifest named every file's digest but not its own: facts and spec could change unseen."""
+    path = store.path(spec().digest) / MANIFEST
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 7]) + whole[place + 1 :])
+        assert not store.usable(spec().digest), place
+    path.write_bytes(whole)
+    assert store.usable(spec().digest)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_digest_of_its_own_and_is_read(store: AdapterStore) -> None:
+    path = store.path(spec().digest) / MANIFEST
+    tree = json.loads(path.read_text())
+    del tree["check"]
+    path.write_text(json.dumps(tree, indent=2, sort_keys=True))
+    assert store.usable(spec().digest)

@@ -30,11 +30,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a folder that is deleted)")
     given = parser.parse_args()
     command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
         place = Place((given.folder or Path(scratch)).resolve(), given.backend)
         kinds = KINDS if given.backend == "local" else REAL
         table = drill(place, given.points, given.seed, kinds, lambda line: print(line, flush=True), given.workers)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     head = {"command": command, "seed": given.seed, "backend": given.backend, "commit": commit, "machine": machine}
     if given.json:

@@ -14,7 +14,7 @@ from tests.chaos.harness import WHOLE, Place, compare, drill
 @pytest.mark.timeout(300)
 def test_a_dozen_faults_leave_identical_results(tmp_path: Path) -> None:
     """Two of each kind: SIGKILL, a full disk, a crash, a torn ledger, a flipped byte, half-written drafts."""
-    table = drill(Place(tmp_path, "local"), 12, 7, KINDS, print)
+    table = drill(Place(tmp_path, "local"), 12, 7, KINDS, print, workers=2)
     assert table["identical"] == 12, [f for f in table["faults"] if f["outcome"] != "identical"]
     assert table["passed"] > 300, "the run passes fewer points than it writes files"
     whole = tmp_path / WHOLE

@@ -118,6 +118,19 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(
     assert {k: v for k, v in ours.items() if k not in base} == {k: v for k, v in theirs.items() if k not in base}
 
 
+def test_an_adapter_damaged_at_the_end_is_served_again_once_it_is_mended(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    """Every score was recorded already, so nothing was published again: the endpoint kept what was left."""
+    config = quick(tiny_experiment, strategies=("full-retraining",))
+    run = go(config, tmp_path)
+    before = (run / "current.json").read_bytes()
+    (digest,) = json.loads(before)["models"][0]["adapters"]
+    (run / "adapters" / digest / "adapter_model.safetensors").write_bytes(b"damaged")
+    go(config, tmp_path)
+    assert (run / "current.json").read_bytes() == before
+
+
 def test_replay_and_study_measure_the_same(tiny_experiment: Experiment, tmp_path: Path) -> None:
     config = quick(tiny_experiment)
     one = pd.read_parquet(go(config, tmp_path / "a") / "metrics.parquet")

@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --json gpu.json --minutes 40
     python benchmarks/gpu.py --json toy.json --device cpu --toy      # the same parts in small, under a minute
 
-Needs neither ray nor deepspeed. Weights are random, so nothing is downloaded; the log is the synthetic stream. Parts run
-in the order of their worth, each is written as it ends, an error is written in its place, and what does not fit into
-`--minutes` is skipped and named. A part that has begun is not interrupted. Exit code 1: a part failed or is out of
+Needs neither ray nor deepspeed. Weights are random, so nothing is downloaded; the log is the synthetic stream. Parts
+run in the order of their worth, each is written as it ends, an error is written in its place, and what does not fit
+into `--minutes` is skipped and named. A part that has begun is not interrupted. Exit code 1: a part failed or is out of
 tolerance.
 """
 

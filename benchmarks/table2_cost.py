@@ -4,11 +4,12 @@
 
 The reference way is that of the paper's code (methods.md 2): every row trains its own adapters (82 of them with 20
 periods and m = 10) with HF Trainer + PEFT, padded, the loss over the whole vocabulary on all tokens; every row does its
-own inference by transformers with full logits, LSAT-TA once per lambda. It is spared what that code does besides: a
-process and a load of the backbone per training. Ours is the study over the local backend: 39 distinct adapters, the lean
-engine, stored scores. Both have the same log, backbone, splits, recipe (batch, epochs, learning rate, a validation per
-epoch, best weights kept), machine and number of threads. The backbone is built before the clock starts. Nothing is
-extrapolated: the log is so short that both end.
+own inference by transformers with full logits, LSAT-TA once per lambda. It is spared what that code does besides: one
+process and one load of the backbone per training. Ours is a study over the local backend: 39 distinct adapters, the
+lean engine, stored scores. Both have the same log, backbone, splits, recipe (batch, epochs, learning rate, a validation
+per epoch, best weights kept), machine and number of threads. The backbone is built before the clock starts. Nothing is
+extrapolated: the log is so short that both end. Factors are of processor time: `sharing` is all trainings of the
+reference way over its distinct ones, `engine` these over ours.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Reference:
         return self._infer(self.encoder.prompt_ids(self.run.periods.rows(s.period, s.part)))
 
     def _infer(self, prompts: list[list[int]]) -> np.ndarray:
-        """Return l_Yes - l_No of each prompt: padded batches in the order of the log, logits of the whole vocabulary."""
+        """Return l_Yes - l_No of each prompt: padded batches in the log's order, logits of the whole vocabulary."""
         self.model.eval()
         out = []
         with torch.no_grad():
@@ -242,16 +243,17 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run both ways and return the tree that is written."""
     torch.set_num_threads(options.threads)
     config = settings(options)
-    with tempfile.TemporaryDirectory() as folder:
-        with opened(config, Path(folder), LocalBackend(config), print, serve=False) as run:
-            for t in range(1, run.periods.count + 1):
-                run.backend.arrive(t)
-            mine, cost, count = ours(run)
-            place = next((Path(folder) / "backbones").iterdir())
-            backbone = load(config.backbone, place)
-            reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
-            theirs = reference.table()
-            specs = {s.digest for s in needed(run)}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        opened(config, Path(folder), LocalBackend(config), print, serve=False) as run,
+    ):
+        for t in range(1, run.periods.count + 1):
+            run.backend.arrive(t)
+        mine, cost, count = ours(run)
+        backbone = load(config.backbone, next((Path(folder) / "backbones").iterdir()))
+        reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
+        theirs = reference.table()
+        specs = {s.digest for s in needed(run)}
     other = reference.cost
     trainings = [seconds for several in other.by_spec.values() for seconds in several]
     once = sum(np.mean(several) for several in other.by_spec.values())
@@ -276,10 +278,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> dict[str, Any]:
-    """Read the command line, measure, write."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    words = sys.argv[1:] if words is None else words
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--periods", type=int, default=20, help="20 give the paper's 82 and 39 trainings")
@@ -290,6 +290,13 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(words)
     options.words = words
+    return options
+
+
+def main(words: list[str] | None = None) -> dict[str, Any]:
+    """Measure and write."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = parse(sys.argv[1:] if words is None else words)
     tree = compare(options)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(tree, indent=2) + "\n")

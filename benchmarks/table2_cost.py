@@ -82,7 +82,9 @@ class Reference:
         """Return the mean AUC of every row, each row trained and scored on its own."""
         found = {}
         for strategy in self.run.strategies[0]:
-            plans = {t: p for t in self._models() if (p := strategy.plan(t)) is not None}
+            plans = {t: p for t in self._models() if (p := strategy.plan(t)) is not None and p.adapters}
+            if not plans:  # the frozen backbone, which is no row of the paper's
+                continue
             own: dict[str, Adapter] = {}
             for spec in closure([s for p in plans.values() for s in p.specs()]):
                 assert isinstance(spec, AdapterSpec)

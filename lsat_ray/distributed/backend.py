@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class RayBackend:
         self._here = False
         self._sessions: TrainingSessions | None = None
         self._replayer: Any = None
-        self._handle: Any = None
+        self._endpoint: Future[Any] | None = None
         self._periods: Any = None
 
     def check(self, serve: bool) -> None:
@@ -55,9 +57,9 @@ class RayBackend:
         ray.get(self._replayer.rewind.remote())
         self._sessions.open(context, self._replayer)
         if serve:
-            self._say("starting the endpoint")
             weights, store = Path(context.backbone), Path(context.store)
-            self._handle = serving.start(self.config, weights, context.titles, store, self._run_dir)
+            start = partial(serving.start, self.config, weights, context.titles, store, self._run_dir)
+            self._endpoint = ThreadPoolExecutor(1).submit(start)  # the first periods are trained on meanwhile
 
     def arrive(self, period: int) -> None:
         """Let a period arrive."""
@@ -74,7 +76,7 @@ class RayBackend:
 
     def publish(self, models: Sequence[Model], version: int) -> None:
         """Let every replica prepare the models, commit, and flip."""
-        serving.publish(self._handle, models, version, self.config.serve.replicas, self._run_dir)
+        serving.publish(self._handle(), models, version, self.config.serve.replicas, self._run_dir)
 
     def serving(self) -> int | None:
         """Return the version that was committed last."""
@@ -86,7 +88,7 @@ class RayBackend:
 
         def ask() -> Any:
             (samples,) = ray.get(self._replayer.read.remote([Slice(period, "all")], period))
-            return serving.score_bulk(self._handle, samples, list(strategies), self.config.serve.replicas)
+            return serving.score_bulk(self._handle(), samples, list(strategies), self.config.serve.replicas)
 
         bulk = again(ask)
         return {name: (bulk.models[name], bulk.scores[name]) for name in strategies}
@@ -98,8 +100,17 @@ class RayBackend:
         if self._replayer:
             ray.kill(self._replayer)
         keep = self.config.serve.keep
-        if self._handle and not keep:
-            serving.stop(self.config)
+        if self._endpoint:
+            wait([self._endpoint])
+            if self._endpoint.exception() is None and not keep:
+                serving.stop(self.config)
         if self._here and not keep:
             cluster.disconnect()
-        self._sessions = self._replayer = self._handle = None
+        self._sessions = self._replayer = self._endpoint = None
+
+    def _handle(self) -> Any:
+        """Return the endpoint's handle, once it is up."""
+        assert self._endpoint is not None
+        if not self._endpoint.done():
+            self._say("waiting for the endpoint")
+        return self._endpoint.result()

@@ -26,7 +26,7 @@ engine: {workers: 1}
 """
 ROWS = {
     *("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en(2)", "lsat-en(full)", "lsat-ta(2)"),
-    *("frozen", "like-share", "item-rate", "like-share+item-rate", "item-rate@period"),
+    *("hedge", "frozen", "like-share", "item-rate", "like-share+item-rate", "item-rate@period"),
     *("oracle", "oracle-long", "oracle-short", "oracle-mixture"),
 }
 COLUMNS = [

@@ -1,5 +1,6 @@
 """Queue and sessions under deaths: what was lost is said again, what dies again and again ends with one line."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def test_a_killed_queue_is_told_again_what_it_had_been_told(ray_cluster: Any) ->
     ask("submit", [TASK], set())
     assert ask("take", 0, 30.0) == TASK
     ray.kill(queue, no_restart=False)
-    assert ask("context", 0.0) is None, "the sessions ask again until the driver has said it again"
+    deadline = time.monotonic() + 60
+    while ask("context", 0.0) is not None:  # the old one may answer until it is dead
+        assert time.monotonic() < deadline, "the sessions ask again until the driver has said it again"
     ask("done", TASK.key, "of the lost book")
     assert ask("wait", [TASK.key], 0.0) == LOST
     ask("open", ["context", "stream"])

@@ -233,6 +233,7 @@ def settings(options: argparse.Namespace) -> Experiment:
         f"periods={{number: {options.periods}, validation: 0.2}}",
         f"replay.long_periods={long}",
         "study.every_period=false",
+        "strategies=[full-retraining, fine-tuning, short-term, long-term, lsat-en, lsat-en-full, lsat-ta]",
         "backbone.device=cpu",
         nano,
         "recipe={lr: 0.005, epochs: 2, batch_size: 32}",

@@ -131,6 +131,7 @@ def rank_of_two(rank: int, port: int, bench: Inputs, out: Path) -> None:
     torch.distributed.barrier()
 
 
+@pytest.mark.slow
 def test_two_workers_with_two_micro_batches_add_up_the_gradients_of_float32(
     bench: Workbench, tiny_backbone_folder: Path, tmp_path: Path
 ) -> None:

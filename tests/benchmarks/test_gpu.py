@@ -15,6 +15,7 @@ from benchmarks import gpu
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_every_part_runs_in_small_without_ray_and_deepspeed(tmp_path: Path) -> None:
     out = tmp_path / "toy.json"
     code = (

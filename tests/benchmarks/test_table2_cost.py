@@ -15,6 +15,7 @@ from lsat_ray.strategies.graph import closure
 KEYS = {"wall_ratio", "cpu_ratio", "sharing", "engine", "scoring", "search", "auc_gap"}
 
 
+@pytest.mark.slow
 def test_both_ways_end(tmp_path: Path) -> None:
     out = tmp_path / "cost.json"
     words = ["--periods", "2", "--samples", "20", "--hidden", "32", "--vocabulary", "420"]

@@ -38,6 +38,9 @@ CHANGES: dict[str, Any] = {
     "seeds": [3],
     "strategies": ["short-term"],
     "data.path": "elsewhere",
+    "serve.default": "lsat-en",
+    "generative.reference": "pretrain",
+    "generative.beams": [12, 40],
     "data.metadata": "elsewhere",
     "data.end": 2 * 10**9,
     "data.keep_last": 200,
@@ -143,7 +146,7 @@ def read(config: Experiment) -> Read:
 @cache
 def log_of(settings: DataConfig, periods: PeriodsConfig) -> Periods:
     """Return the periods of a config's log."""
-    return cut(data.load(settings, periods), settings, periods)
+    return cut(data.load(settings), settings, periods)
 
 
 def backbone_of(of: Read, root: Path) -> Path:

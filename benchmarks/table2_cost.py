@@ -212,7 +212,7 @@ def ours(run: Run) -> tuple[dict[str, float], Cost, int]:
     with cost.stage("train"):
         steps.train(run, last, specs)
     with cost.stage("search"):
-        steps.choose(run, 0, range(run.config.first_test - 1, last), steps.measured)
+        steps.choose(run, 0, range(run.config.first_test - 1, last))
     with cost.stage("score"):
         steps.measure(run, 0, run.tested)
     found = {}

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from lsat_ray.backbone.dropout import Dropout
@@ -55,6 +53,8 @@ class AdaptedBackbone(nn.Module):
     def __init__(
         self, backbone: Backbone, lora: LoraSettings, checkpointing: bool = False, packing: bool = False
     ) -> None:
+        from peft import LoraConfig, get_peft_model  # seconds: only who builds a model pays them
+
         super().__init__()
         self.lora = lora
         self.checkpointing = checkpointing
@@ -93,7 +93,7 @@ class AdaptedBackbone(nn.Module):
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         if self.lora.dropout:
-            layers = {n: m for n, m in self.peft.named_modules() if isinstance(m, LoraLayer)}
+            layers = self._layers()
             for number, name in enumerate(sorted(layers)):
                 layers[name].lora_dropout["slot"] = Dropout(self.lora.dropout, number)
 
@@ -143,7 +143,7 @@ class AdaptedBackbone(nn.Module):
         slot = self._wide.get(adapter.rank)
         if slot is None:
             slot = self._wide[adapter.rank] = f"rank{adapter.rank}"
-            wide = LoraConfig(**{**self.config.to_dict(), "r": adapter.rank, "lora_alpha": adapter.rank})
+            wide = type(self.config)(**{**self.config.to_dict(), "r": adapter.rank, "lora_alpha": adapter.rank})
             self.peft.add_adapter(slot, wide)
         own = self.slot_parameters(slot)
         if own.keys() != adapter.state.keys():
@@ -160,9 +160,15 @@ class AdaptedBackbone(nn.Module):
         """Make a slot the only active one, its update scaled by `scale`."""
         if self.peft.active_adapter != slot:
             self.peft.set_adapter(slot)
-        for module in self.peft.modules():
-            if isinstance(module, LoraLayer) and slot in module.scaling:
+        for module in self._layers().values():
+            if slot in module.scaling:
                 module.scaling[slot] = scale
+
+    def _layers(self) -> dict[str, Any]:
+        """Return PEFT's LoRA layers by name."""
+        from peft.tuners.lora import LoraLayer
+
+        return {n: m for n, m in self.peft.named_modules() if isinstance(m, LoraLayer)}
 
     def snapshot(self) -> Adapter:
         """Return a copy of the training slot, magnitudes included where there are some."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone.dropout import token_keys
@@ -114,6 +113,8 @@ def _attend(
     grouped = query.shape[1] != key.shape[1]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         longest, longest_key = int(begin.diff().max()), int(begin_key.diff().max())
+        from torch.nn.attention.varlen import varlen_attn  # a second, which a CPU need not pay
+
         out = varlen_attn(
             query, key, value, begin, begin_key, longest, longest_key,
             scale=attention.scaling, window_size=(-1, 0), enable_gqa=grouped,

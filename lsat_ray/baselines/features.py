@@ -13,7 +13,6 @@ from collections import OrderedDict
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.data.periods import Periods
@@ -91,6 +90,8 @@ def title_vectors(titles: tuple[str, ...], width: int = TITLE_WIDTH) -> np.ndarr
 
     Rows have unit length before the last 16 columns, which hold the decade (one-hot, 1880s to 2030s).
     """
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     words = HashingVectorizer(n_features=width - 16, ngram_range=(1, 2), norm="l2", dtype=np.float32)
     table = np.zeros((len(titles), width), dtype=np.float32)
     table[:, :-16] = words.transform([YEAR.sub("", t) for t in titles]).toarray()

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from lsat_ray.baselines.features import HISTORY, STREAM, side_of, title_vectors
 from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
@@ -60,6 +59,8 @@ def score_logistic(spec: ClassicalSpec, state: State, periods: Periods, samples:
 
 def _solve(spec: ClassicalSpec, x: np.ndarray, y: np.ndarray) -> tuple[State, int, int, Literal["patience", "budget"]]:
     """Solve to convergence, which nobody's patience cuts short."""
+    from sklearn.linear_model import LogisticRegression
+
     most = 500
     model = LogisticRegression(C=1.0 / (spec.recipe.penalty * len(y)), max_iter=most)
     model.fit(x, y)
@@ -76,6 +77,8 @@ def _passes(
     labels: np.ndarray,
 ) -> Callable[[int], tuple[State, float]]:
     """Return a function that makes one pass of stochastic gradient descent from where the last one ended."""
+    from sklearn.linear_model import SGDClassifier
+
     current = initial
 
     def a_pass(epoch: int) -> tuple[State, float]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from lsat_ray.baselines.features import side_table
 from lsat_ray.data.periods import Periods
@@ -49,6 +48,8 @@ def fit_side_head(margin: np.ndarray, side_features: np.ndarray, label: np.ndarr
     x = _columns(margin, side_features)
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale < 1e-9] = 1.0
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1.0 / strength, max_iter=1000).fit((x - centre) / scale, label)
     return SideHead(model.coef_[0].astype(np.float64), float(model.intercept_[0]), centre, scale)
 

@@ -12,8 +12,6 @@ every cut of a stream has the same labels. Titles say the attributes in words; u
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.signal import lfilter
 
 from lsat_ray.config import SyntheticConfig
 from lsat_ray.data.interactions import Interactions
@@ -99,6 +97,8 @@ def _oracles(config: SyntheticConfig, stable: np.ndarray, now: np.ndarray, truth
         mixed = np.clip(weight * long + (1 - weight) * short, 1e-12, 1 - 1e-12)
         return -float(np.mean(truth * np.log(mixed) + (1 - truth) * np.log(1 - mixed)))
 
+    from scipy.optimize import minimize_scalar
+
     weight = float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x)
     return np.stack([long, short, weight * long + (1 - weight) * short], axis=1)
 
@@ -174,6 +174,8 @@ def _trend(rng: np.random.Generator, samples: int, attributes: int, drift: float
     rho = 0.5 ** (1 / half_life)
     shocks = drift * rng.standard_normal((samples, attributes))
     shocks[1:] *= np.sqrt(1 - rho**2)
+    from scipy.signal import lfilter
+
     return lfilter([1.0], [1.0, -rho], shocks, axis=0)
 
 

@@ -13,8 +13,7 @@ import ray
 
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods, Slice
-from lsat_ray.distributed import cluster, serving
-from lsat_ray.distributed.search import search
+from lsat_ray.distributed import cluster, search, serving
 from lsat_ray.distributed.stream import StreamReplayer, again
 from lsat_ray.distributed.training import TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
@@ -34,6 +33,9 @@ class RayBackend:
         self._replayer: Any = None
         self._endpoint: Future[Any] | None = None
         self._periods: Any = None
+        self._tune = ThreadPoolExecutor(1)
+        self._searches: list[Future[None]] = []
+        self._ending: Future[None] | None = None
 
     def check(self, serve: bool) -> None:
         """Check the token's variable, the address and the port."""
@@ -70,9 +72,17 @@ class RayBackend:
         assert self._sessions is not None
         return self._sessions.run(tasks, present, counts)
 
-    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
-        """Measure candidates in a Tune experiment."""
-        return search(name, candidates, label, self._run_dir / "search")
+    def keep_search(
+        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+    ) -> None:
+        """Run the Tune experiment in a thread: the choice is made, and nobody waits for Tune's start."""
+        self._searches.append(
+            self._tune.submit(search.keep, name, candidates, label, reached, self._run_dir / "search")
+        )
+
+    def kept(self, name: str) -> bool:
+        """Return whether Tune has ended the experiment."""
+        return search.kept(name, self._run_dir / "search")
 
     def publish(self, models: Sequence[Model], version: int) -> None:
         """Let every replica prepare the models, commit, and flip."""
@@ -93,20 +103,33 @@ class RayBackend:
         bulk = again(ask)
         return {name: (bulk.models[name], bulk.scores[name]) for name in strategies}
 
+    def release(self) -> None:
+        """Let the sessions end while the report is written."""
+        if self._sessions:
+            self._ending = ThreadPoolExecutor(1).submit(self._sessions.close)
+
+    def finish(self) -> None:
+        """Wait for Tune."""
+        for one in self._searches:
+            one.result()
+
     def close(self) -> None:
         """End the sessions, the stream, the endpoint unless it is to be kept, and the cluster that was started here."""
-        if self._sessions:
+        self._tune.shutdown(cancel_futures=True)
+        if self._ending:
+            wait([self._ending])
+        elif self._sessions:
             self._sessions.close()
         if self._replayer:
             ray.kill(self._replayer)
         keep = self.config.serve.keep
         if self._endpoint:
             wait([self._endpoint])
-            if self._endpoint.exception() is None and not keep:
+            if self._endpoint.exception() is None and not keep and not self._here:  # else it ends with the cluster
                 serving.stop(self.config)
         if self._here and not keep:
             cluster.disconnect()
-        self._sessions = self._replayer = self._endpoint = None
+        self._sessions = self._replayer = self._endpoint = self._ending = None
 
     def _handle(self) -> Any:
         """Return the endpoint's handle, once it is up."""

@@ -26,6 +26,7 @@ def settle() -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps the node on 127.0.0.1
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -46,7 +47,7 @@ def connect() -> bool:
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)
         return False
-    ray.init(address="local", dashboard_host="127.0.0.1", **options)
+    ray.init(address="local", include_dashboard=False, **options)
     return True
 
 

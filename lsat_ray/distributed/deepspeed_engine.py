@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class DeepSpeedEngine:
         self.stage = stage
         self.rank = distributed.get_rank()
         self.world = distributed.get_world_size()
+        self.shares: Sequence[int] = [self.rank]
 
     @contextmanager
     def whole(self, model: AdaptedBackbone) -> Iterator[None]:
@@ -85,6 +86,9 @@ class DeepSpeedEngine:
             self._engine.step()  # not yet at the accumulation border: only counts
         self._engine.backward(loss * (self.world * self._micro_batches))
         self._pending += 1
+
+    def end_share(self) -> None:
+        """Nothing: DeepSpeed reduces gradients while it computes them."""
 
     def step(self, lr: float) -> None:
         """Average, clip and update."""

@@ -1,4 +1,4 @@
-"""The search of merge weights on V_t as a Ray Tune experiment per (seed, period); a trial never retrains."""
+"""The search of merge weights on V_t, kept as a Ray Tune experiment per (seed, period); a trial never retrains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,35 @@ import numpy as np
 import ray
 
 from lsat_ray.errors import LsatError
+from lsat_ray.files import write_atomic
 from lsat_ray.runs.search import Candidate, Reached, measure
+
+WHOLE = "whole"
+"""Empty file in the folder of an experiment that has ended."""
+
+
+def kept(name: str, root: Path) -> bool:
+    """Return whether an experiment was kept to its end."""
+    return (root / name / WHOLE).is_file()
+
+
+def keep(name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached], root: Path) -> None:
+    """Keep a search as a Tune experiment, and check that every trial reaches what was measured.
+
+    Args:
+        name: of the experiment.
+        candidates: that were measured.
+        label: 0/1 [V], labels of V_t.
+        reached: what each reached.
+        root: folder of the experiments.
+
+    Raises:
+        LsatError: when a trial failed or reached something else.
+    """
+    again = search(name, candidates, label, root)
+    if not np.array_equal(np.array(again), np.array(reached), equal_nan=True):
+        raise LsatError(f"search: the trials of {name} disagree with the driver; compare the versions on the nodes")
+    write_atomic(root / name / WHOLE, "")
 
 
 def search(name: str, candidates: Sequence[Candidate], label: np.ndarray, root: Path) -> list[Reached]:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -21,7 +21,9 @@ from lsat_ray.distributed.stream import RayReader
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
 from lsat_ray.runs.tasks import Context, Task, TaskBook
-from lsat_ray.training.engine import DataParallel, Engine, TorchEngine
+
+if TYPE_CHECKING:
+    from lsat_ray.training.engine import Engine
 
 CLOSED, LOST = "closed", "lost"
 WAIT_S = 2.0
@@ -332,6 +334,8 @@ def note(log: Path, where: str, error: BaseException) -> str:
 def _engine(settings: EngineConfig, context: Context, model: Any) -> Engine:
     """Return the configured engine; rank 0 says which ZeRO stage was chosen where that was left open."""
     if settings.kind == "torch":
+        from lsat_ray.training.engine import DataParallel, TorchEngine
+
         return DataParallel() if settings.workers > 1 else TorchEngine()
     from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
 

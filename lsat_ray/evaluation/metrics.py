@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.metrics import log_loss
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import delong
@@ -44,6 +42,8 @@ def summarise(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, probabi
     _, low, high = delong.interval(truth, values, users)
     result |= {"auc": auc(truth, values), "auc_low": low, "auc_high": high, "gauc": gauc(truth, values, users)}
     if probability:
+        from sklearn.metrics import log_loss  # half a second: only who needs it pays
+
         result["log_loss"] = float(log_loss(truth, np.clip(values, CLIP, 1 - CLIP), labels=[0, 1]))
         result["accuracy"] = float(((values >= 0.5) == truth.astype(bool)).mean())
         result["ece"] = ece(truth, values)
@@ -62,6 +62,8 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     positives, negatives = int(truth.sum()), int((truth == 0).sum())
     if positives == 0 or negatives == 0:
         return float("nan")
+    from scipy.stats import rankdata
+
     outranked = rankdata(values)[truth == 1].sum() - positives * (positives + 1) / 2
     return float(outranked / (positives * negatives))
 

@@ -54,8 +54,20 @@ class Backend(Protocol):
             LsatError: when a task cannot be done.
         """
 
-    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
-        """Measure candidates on V_t, as one experiment of that name; in their order."""
+    def keep_search(
+        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+    ) -> None:
+        """Keep a search as an experiment of that name, beside what comes next.
+
+        Args:
+            name: of the experiment.
+            candidates: that were measured.
+            label: 0/1 [V], labels of V_t.
+            reached: what each reached.
+        """
+
+    def kept(self, name: str) -> bool:
+        """Return whether the experiment of that name is whole, or none is kept."""
 
     def publish(self, models: Sequence[Model], version: int) -> None:
         """Serve models together from now on, everywhere."""
@@ -65,6 +77,16 @@ class Backend(Protocol):
 
     def score_served(self, period: int, strategies: Sequence[str]) -> dict[str, tuple[Model, np.ndarray]]:
         """Score D_period through the endpoint: the model that answered and float64 [N], by strategy."""
+
+    def release(self) -> None:
+        """Begin to let the workers go: nothing more is to be done, and what is served stays."""
+
+    def finish(self) -> None:
+        """Wait for the searches that are kept beside.
+
+        Raises:
+            LsatError: when one could not be kept.
+        """
 
     def close(self) -> None:
         """Let workers, stream and endpoint go; may be called at any point."""

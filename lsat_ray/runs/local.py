@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
-from lsat_ray.runs.search import Candidate, Reached, measure
+from lsat_ray.runs.search import Candidate, Reached
 from lsat_ray.runs.tasks import Context, Task, TaskBook
 from lsat_ray.runs.worker import Worker, by_row
 from lsat_ray.scoring.model import Model
@@ -23,10 +24,10 @@ from lsat_ray.training.engine import TorchEngine
 
 
 class LocalBackend:
-    """One worker, which also answers as the endpoint would."""
+    """One process, which stands for all workers of a session and answers as the endpoint would."""
 
     def __init__(self, config: Experiment) -> None:
-        one = {"kind": "torch", "workers": 1, "sessions": 1}
+        one = {"kind": "torch", "sessions": 1}
         self.config = config.model_copy(update={"engine": config.engine.model_copy(update=one)})
 
     def check(self, serve: bool) -> None:
@@ -39,7 +40,7 @@ class LocalBackend:
     def open(self, context: Context, periods: Periods, serve: bool) -> None:
         """Load the backbone."""
         self._stream = Stream(periods)
-        self._worker = Worker(context, self.config.engine, self._stream, lambda _: TorchEngine(), self._say)
+        self._worker = Worker(context, self.config.engine, self._stream, self._engine, self._say)
         self._book = TaskBook()
         self._served: Served | None = None
         # The endpoint wears its adapters on the worker's backbone; a 7B model need not be there twice.
@@ -47,6 +48,10 @@ class LocalBackend:
         if serve and (kept := read_current(self._run_dir)) is not None:
             self._endpoint.prepare(kept.models)
             self._served = kept
+
+    def _engine(self, model: AdaptedBackbone) -> TorchEngine:
+        del model
+        return TorchEngine(self.config.engine.workers)
 
     def arrive(self, period: int) -> None:
         """Move the watermark."""
@@ -69,9 +74,14 @@ class LocalBackend:
         book.forget(keys)
         return results
 
-    def search(self, name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
-        """Measure candidates here."""
-        return [measure(label, c.score) for c in candidates]
+    def keep_search(
+        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+    ) -> None:
+        """Keep nothing: the table of coefficients has it all."""
+
+    def kept(self, name: str) -> bool:
+        """Return that nothing is missing."""
+        return True
 
     def publish(self, models: Sequence[Model], version: int) -> None:
         """Load and verify the models, then serve them."""
@@ -92,6 +102,12 @@ class LocalBackend:
         encoded = self._worker.encoder.scoring(samples)
         scores = self._endpoint.scores(list(models.values()), encoded)
         return {n: (m, by_row(encoded.row, s)[1]) for (n, m), s in zip(models.items(), scores, strict=True)}
+
+    def release(self) -> None:
+        """Keep the worker: it is this process."""
+
+    def finish(self) -> None:
+        """Nothing runs beside this process."""
 
     def close(self) -> None:
         """Nothing runs beside this process."""

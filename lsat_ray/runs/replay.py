@@ -24,7 +24,9 @@ def replay(config: Experiment, runs_dir: Path, backend: Backend, say: Say, check
         for seed in config.seeds:
             _replay(run, seed)
         steps.keep_served(run, config.seeds[-1], run.periods.count - 1)
+        run.backend.release()
         results.write(run)
+        run.backend.finish()
     return run.folder.path
 
 
@@ -45,7 +47,7 @@ def _replay(run: Run, seed: int) -> None:
             run.say(f"period {t}: training {missing} models")
         steps.train(run, t, newest)
         if t >= first - 1:
-            steps.choose(run, seed, [t], run.backend.search)
+            steps.choose(run, seed, [t], keep=True)
             steps.publish(run, seed, t)
             _say_chosen(run, seed, t)
 

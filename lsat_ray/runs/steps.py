@@ -5,7 +5,7 @@ Every step skips what ledger and store have: a step that is called again does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lsat_ray.files import write_atomic
 from lsat_ray.runs import search
 from lsat_ray.runs.backend import Counts
 from lsat_ray.runs.context import Run
-from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.search import Candidate
 from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task
 from lsat_ray.scoring.gate import fit_gate
 from lsat_ray.scoring.model import Model, combine, passes
@@ -29,7 +29,6 @@ Wanted = tuple[Model, Slice]
 """A model and the slice on which its score is wanted."""
 Margins = dict[tuple[str, Slice], np.ndarray]
 """What forward passes say, by the pass's digest and the slice."""
-Search = Callable[[str, Sequence[Candidate], np.ndarray], list[Reached]]
 Weights = tuple[float, ...]
 
 
@@ -91,7 +90,7 @@ def _pass_file(run: Run, digest: str, s: Slice) -> Path:
 # choose
 
 
-def choose(run: Run, seed: int, periods: Iterable[int], measure: Search) -> None:
+def choose(run: Run, seed: int, periods: Iterable[int], keep: bool = False) -> None:
     """Choose every row's merge weights after some periods, on V_t or by gradient, and record them.
 
     With `periods.validation_pool` of k, the weights are chosen on V_(t-k+1) .. V_t as one set of samples. Each V_s is
@@ -102,13 +101,11 @@ def choose(run: Run, seed: int, periods: Iterable[int], measure: Search) -> None
         run: the run.
         seed: of the adapters.
         periods: the t.
-        measure: what measures the candidates of a period: the backend's `search`, or `measured`.
+        keep: let the backend keep an experiment per period; a back-fill has hundreds and keeps none.
     """
     wanted = list(periods)
     every = {s: run.plans(seed, s) for s in {s for t in wanted for s in _pool(run, t)}}
-    open_ = {
-        t: {n: p for n, p in every[t].items() if not run.ledger.get(seed, n, t, "search", p.digest)} for t in wanted
-    }
+    open_ = {t: _open(run, seed, t, every[t], keep) for t in wanted}
     pools = {t: [s for s in _pool(run, t) if plans.keys() <= every[s].keys()] for t, plans in open_.items()}
     known = margins(
         run,
@@ -132,17 +129,20 @@ def choose(run: Run, seed: int, periods: Iterable[int], measure: Search) -> None
             for w in p.grid
         ]
         if candidates:
-            chosen |= _searched(run, seed, t, candidates, label, measure)
+            chosen |= _searched(run, seed, t, candidates, label, keep)
         for name, plan in plans.items():
             adapters = [s.digest for s in plan.adapters]
             weights = list(chosen[name])
-            run.ledger.append(seed, name, t, "search", digest=plan.digest, adapters=adapters, weights=weights)
+            if not run.ledger.get(seed, name, t, "search", plan.digest):
+                run.ledger.append(seed, name, t, "search", digest=plan.digest, adapters=adapters, weights=weights)
 
 
-def measured(name: str, candidates: Sequence[Candidate], label: np.ndarray) -> list[Reached]:
-    """Measure candidates here; a back-fill has hundreds of periods' searches and keeps no experiment of each."""
-    del name
-    return [search.measure(label, c.score) for c in candidates]
+def _open(run: Run, seed: int, t: int, plans: dict[str, Plan], keep: bool) -> dict[str, Plan]:
+    """Return the plans whose weights are to be chosen; where one is searched, all are, so that its table is whole."""
+    found = {n: p for n, p in plans.items() if not run.ledger.get(seed, n, t, "search", p.digest)}
+    wide = {n: p for n, p in plans.items() if len(p.grid) > 1}
+    lost = keep and wide and not run.backend.kept(search.experiment(seed, t))
+    return found | wide if lost or found.keys() & wide.keys() else found
 
 
 def model(seed: int, name: str, t: int, plan: Plan, weights: Weights) -> Model:
@@ -196,13 +196,16 @@ def _learned(run: Run, open_: dict[int, dict[str, Plan]]) -> dict[str, Weights]:
 
 
 def _searched(
-    run: Run, seed: int, t: int, candidates: list[Candidate], label: np.ndarray, measure: Search
+    run: Run, seed: int, t: int, candidates: list[Candidate], label: np.ndarray, keep: bool
 ) -> dict[str, Weights]:
     """Measure candidates, keep the table, and return each strategy's best weights."""
     with run.timings.span("search", t):
-        reached = measure(search.experiment(seed, t), candidates, label)
+        reached = [search.measure(label, c.score) for c in candidates]
     table = search.table(seed, t, candidates, reached)
-    write_atomic(run.folder.search / "coefficients" / f"{search.experiment(seed, t)}.parquet", table)
+    name = search.experiment(seed, t)
+    write_atomic(run.folder.search / "coefficients" / f"{name}.parquet", table)
+    if keep:
+        run.backend.keep_search(name, candidates, label, reached)
     return {c.strategy: c.weights for c, chosen in zip(candidates, table["chosen"], strict=True) if chosen}
 
 

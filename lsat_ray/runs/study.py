@@ -38,7 +38,7 @@ def study(config: Experiment, runs_dir: Path, backend: Backend, say: Say, checke
         _train(run, specs)
         write_atomic(run.folder.path / "trainings.csv", _trainings(run, specs).to_csv(index=False))
         for seed in config.seeds:
-            steps.choose(run, seed, range(cross.first_model(run), run.periods.count), steps.measured)
+            steps.choose(run, seed, range(cross.first_model(run), run.periods.count))
         for seed in config.seeds:
             steps.measure(run, seed, run.tested)
             derived.measure(run, seed, run.tested)

@@ -170,7 +170,7 @@ class Worker:
         encoded = self.encode([task.slice], task.as_of, scoring=True)
         self.recommender.prepare([task.model])
         ((_, adapter),) = self.recommender.passes(task.model)
-        if self.engine.world == 1:
+        if len(self.engine.shares) == self.engine.world:
             margin = score(self.model, adapter, encoded, self.settings.batch_tokens)
         else:
             margin = self._sharded(adapter, encoded)

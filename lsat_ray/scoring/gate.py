@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from lsat_ray.errors import LsatError
@@ -65,5 +64,7 @@ def fit_gate(margin: Sequence[np.ndarray], label: np.ndarray, pull: float = 0.1)
         value = -np.mean(y * np.log(p) + (1.0 - y) * np.log1p(-p)) + pull * weight @ weight
         slope = (p - y) / (p * (1.0 - p)) * (first - second) * share * (1.0 - share)
         return float(value), h.T @ slope / len(y) + 2.0 * pull * weight
+
+    from scipy.optimize import minimize
 
     return tuple(float(w) for w in minimize(loss, np.zeros(FEATURES), jac=True, method="L-BFGS-B").x)

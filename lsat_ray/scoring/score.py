@@ -17,21 +17,29 @@ def margins(
     device: torch.device | str,
     batch_tokens: int = 16384,
     sequences: np.ndarray | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (index int64 [M], margin float32 [M]) of the targets of some sequences (all when None).
 
-    A pass that runs out of memory is done again in halves.
+    A pass that runs out of memory is done again in halves. Whole passes are dealt to workers, so that a target stands
+    in the same pass, and its margin has the same bytes, whatever their number; a worker whose turn is empty repeats the
+    last pass, so that all take part in what ZeRO-3 gathers.
 
     Args:
         logits: batch -> float [N, 2], logits of (No, Yes).
         encoded: the sequences.
         device: where the batches go.
         batch_tokens: most padded tokens in a pass.
-        sequences: which of them, for a worker's share.
+        sequences: which of them.
+        share: (number of this worker, workers).
     """
     indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     with torch.no_grad():
-        groups = token_budget_batches(encoded, batch_tokens, sequences)[::-1]
+        number, workers = share
+        passes = token_budget_batches(encoded, batch_tokens, sequences)
+        groups = passes[number::workers]
+        idle = len(passes[::workers]) - len(groups)
+        groups = groups[::-1]
         while groups:
             group = groups.pop()
             batch = collate(encoded, group).to(device)
@@ -44,6 +52,8 @@ def margins(
                 continue
             values.append((pair[:, 1] - pair[:, 0]).float().cpu().numpy())
             indices.append(batch.index)
+        for _ in range(idle):
+            logits(collate(encoded, passes[-1]).to(device))
     return np.concatenate(indices), np.concatenate(values)
 
 

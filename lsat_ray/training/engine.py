@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +22,9 @@ class Engine(Protocol):
     """Name of the engine, with its ZeRO stage."""
     rank: int
     world: int
+    """Shares that a global batch is split into."""
+    shares: Sequence[int]
+    """Those that this process computes: the one of its rank, or all where it stands for several workers."""
 
     def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
         """Gather the training slot's weights on every rank, to be read or written (ZeRO-3 splits them)."""
@@ -38,8 +42,11 @@ class Engine(Protocol):
         count once.
         """
 
+    def end_share(self) -> None:
+        """Hear that all losses of one share have gone backward."""
+
     def step(self, lr: float) -> None:
-        """Average the gradients over workers, clip them, update the weights, clear the gradients."""
+        """Average the gradients over shares, clip them, update the weights, clear the gradients."""
 
     def snapshot(self) -> Adapter:
         """Return the current weights, on every rank."""
@@ -74,11 +81,18 @@ class Elastic(Protocol):
 
 
 class TorchEngine:
-    """One process, plain torch."""
+    """One process, plain torch; it can compute the shares of several workers, one after the other.
+
+    What it ends with is then what these workers under `DataParallel` end with: the same sums in the same order. To the
+    byte up to two workers, beyond that up to the order in which a collective adds.
+    """
 
     kind = "torch"
     rank = 0
-    world = 1
+
+    def __init__(self, workers: int = 1) -> None:
+        self.world = workers
+        self.shares: Sequence[int] = range(workers)
 
     def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
         return nullcontext()
@@ -90,14 +104,32 @@ class TorchEngine:
             parameter.grad = None
         self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self._clip = recipe.clip
+        self._sum: torch.Tensor | None = None
 
     def logits(self, batch: Batch) -> torch.Tensor:
         return self._model(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
+        (loss * self.world).backward()
+
+    def end_share(self) -> None:
+        if self.world == 1:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._parameters])
+        self._sum = flat if self._sum is None else self._sum + flat
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def average(self) -> None:
+        """Make the mean over the shares the gradient."""
+        if self._sum is None:
+            return
+        mean = self._sum / self.world
+        for parameter, grad in zip(self._parameters, mean.split([p.numel() for p in self._parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter).clone()
+        self._sum = None
 
     def step(self, lr: float) -> None:
+        self.average()
         torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -120,6 +152,7 @@ class TorchEngine:
         return mine
 
     def restart(self, micro_batches: int) -> None:
+        self._sum = None
         self._optimizer.zero_grad(set_to_none=True)
 
     def snapshot(self) -> Adapter:
@@ -142,23 +175,14 @@ class DataParallel(TorchEngine):
     kind = "data-parallel"
 
     def __init__(self) -> None:
+        super().__init__(distributed.get_world_size())
         self.rank = distributed.get_rank()
-        self.world = distributed.get_world_size()
+        self.shares = [self.rank]
 
-    def backward(self, loss: torch.Tensor) -> None:
-        (loss * self.world).backward()
-
-    def step(self, lr: float) -> None:
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads])
-        distributed.all_reduce(flat)
-        flat /= self.world
-        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
-        super().step(lr)
+    def average(self) -> None:
+        if self._sum is not None:
+            distributed.all_reduce(self._sum)
+        super().average()
 
     def any(self, mine: bool) -> bool:
         flag = torch.tensor([float(mine)], device=self._parameters[0].device)

@@ -219,7 +219,8 @@ class _Fit:
         now = self.now
         margin = self.evaluate()
         auc = auc_or_log_loss(self.validation.label, margin)
-        mean = float(self.engine.gather(np.array([np.mean(now.losses)])).mean())
+        by_share = [np.mean(losses) for losses in zip(*now.losses, strict=True)]
+        mean = float(self.engine.gather(np.array(by_share)).mean())
         now.history.append((now.step, mean, auc))
         if self.penalty:
             with self.engine.whole(self.model):

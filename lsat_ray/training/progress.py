@@ -32,8 +32,8 @@ class Progress:
     """Validations since the best one."""
     best: float = -np.inf
     """Best measure of a validation so far (`selection.measure`)."""
-    losses: list[float] = field(default_factory=list)
-    """Since the last validation."""
+    losses: list[list[float]] = field(default_factory=list)
+    """Of the steps since the last validation, by share of this worker."""
     history: list[tuple[int, float, float]] = field(default_factory=list)
     pulls: list[tuple[int, float, float]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)

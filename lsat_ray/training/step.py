@@ -25,11 +25,11 @@ def step_with_oom_retry(
     micro_batches: int,
     penalty: penalties.Penalty | None,
     noise: tuple[int, int] | None,
-) -> tuple[float, int]:
+) -> tuple[list[float], int]:
     """Take a step; where any rank's memory runs out, all repeat it in twice as many micro-batches.
 
     Returns:
-        The step's mean loss and the micro-batches that it took.
+        What `gradients` returns, and the micro-batches that it took.
 
     Raises:
         LsatError: when there is nothing left to halve, or the engine cannot repeat a step (DeepSpeed reduces gradients
@@ -37,7 +37,7 @@ def step_with_oom_retry(
     """
     while True:
         cause: torch.OutOfMemoryError | None = None
-        value = 0.0
+        value: list[float] = []
         try:
             value = gradients(model, engine, train, batch, micro_batches, penalty, noise)
         except torch.OutOfMemoryError as error:
@@ -60,8 +60,8 @@ def step_with_oom_retry(
 def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
     """Return float32 [N], the margins of all targets, each computed by one worker."""
     model.eval()
-    share = split_by_tokens(np.arange(len(encoded)), encoded.lengths, engine.world)[engine.rank]
-    index, margin = margins(engine.logits, encoded, model.device, batch_tokens, share)
+    share = (0, 1) if len(engine.shares) == engine.world else (engine.rank, engine.world)
+    index, margin = margins(engine.logits, encoded, model.device, batch_tokens, share=share)
     model.train()
     index, margin = engine.gather(index), engine.gather(margin)
     out = np.empty(len(encoded.row), dtype=np.float32)
@@ -77,8 +77,10 @@ def gradients(
     micro_batches: int,
     penalty: penalties.Penalty | None = None,
     noise: tuple[int, int] | None = None,
-) -> float:
-    """Add up this worker's gradients of a global batch's mean loss; return its estimate of that loss, penalty apart.
+) -> list[float]:
+    """Add up this worker's gradients of a global batch's mean loss; return an estimate of it per share of its own.
+
+    The estimates are without the penalty; over all shares their mean is the loss.
 
     Where the rows have weights (`Encoded.weight`, 1 on average over the rows, not over a batch), each loss has its own.
 
@@ -87,7 +89,7 @@ def gradients(
         engine: has taken the slot (`begin`); its `step` comes next.
         train: the rows.
         batch: int [B], sequences of the global batch.
-        micro_batches: pieces of a worker's share.
+        micro_batches: pieces of a share.
         penalty: added to the loss.
         noise: (seed, step) of the dropout masks.
 
@@ -95,25 +97,29 @@ def gradients(
         LsatError: when the loss is not finite, with the batch's row ids.
     """
     model.train()
-    share = split_by_tokens(batch, train.lengths, engine.world)[engine.rank]
+    parts = split_by_tokens(batch, train.lengths, engine.world)
     total = float(train.targets[batch].sum())
-    value = 0.0
+    values = []
     pull: dict[str, torch.Tensor] = {}
     if penalty:
         with engine.whole(model):
             _, pull = penalty.gradient()
-    for part in split_by_tokens(share, train.lengths, micro_batches):
-        present = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
-        micro = collate(train, part if len(part) else batch[:1], noise=noise).to(model.device)
-        logits = engine.logits(micro)
-        losses = functional.cross_entropy(logits, micro.label.long(), reduction="none")
-        loss = present * (losses if micro.weight is None else micro.weight * losses).sum() / total
-        if not torch.isfinite(loss):
-            rows = train.row[micro.index].tolist()
-            raise LsatError(
-                f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
-            )
-        value += float(loss.detach())
-        with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
-            engine.backward(loss)
-    return value * engine.world
+    for share in engine.shares:
+        value = 0.0
+        for part in split_by_tokens(parts[share], train.lengths, micro_batches):
+            present = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
+            micro = collate(train, part if len(part) else batch[:1], noise=noise).to(model.device)
+            logits = engine.logits(micro)
+            losses = functional.cross_entropy(logits, micro.label.long(), reduction="none")
+            loss = present * (losses if micro.weight is None else micro.weight * losses).sum() / total
+            if not torch.isfinite(loss):
+                rows = train.row[micro.index].tolist()
+                raise LsatError(
+                    f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
+                )
+            value += float(loss.detach())
+            with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
+                engine.backward(loss)
+        engine.end_share()
+        values.append(value * engine.world)
+    return values

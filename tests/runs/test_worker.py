@@ -111,6 +111,7 @@ class Other(TorchEngine):
     """Rank 0 of two; the other rank saw something else on the disk."""
 
     def __init__(self, other: int) -> None:
+        super().__init__()
         self.other = other
 
     def gather(self, values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from workbench import Workbench, make_workbench, randomise
@@ -61,6 +62,11 @@ def fit_kinds(inputs: Inputs, engine: Engine, settings: EngineConfig, names: lis
     return found
 
 
+def margins_of(found: dict[str, Fitted]) -> dict[str, np.ndarray]:
+    """Return the margins on the validation rows."""
+    return {name: one.margin for name, one in found.items()}
+
+
 def states(found: dict[str, Fitted]) -> dict[str, dict[str, torch.Tensor]]:
     """Return the weights alone."""
     return {name: one.adapter.state for name, one in found.items()}
@@ -88,6 +94,7 @@ def rank_of_two(rank: int, port: int, engine: str, inputs: Inputs, out: Path) ->
         found = fit_kinds(inputs, DeepSpeedEngine(1), EngineConfig(workers=2, micro_batches=2), ALL)
     if rank == 0:
         torch.save(states(found), out)
+        np.savez(out.with_suffix(".npz"), **margins_of(found))
     torch.distributed.barrier()
 
 
@@ -108,6 +115,12 @@ def test_two_processes_give_the_adapter_of_one(engine: str, inputs: Inputs, tmp_
     assert {name: difference(one[name], two[name]) for name in ALL} == pytest.approx(
         dict.fromkeys(ALL, 0.0), abs=TOLERANCE
     )
+    if engine == "data-parallel":
+        settings = EngineConfig(kind="torch", workers=2, micro_batches=2)
+        both = fit_kinds(inputs, TorchEngine(2), settings, ALL)
+        assert {name: difference(states(both)[name], two[name]) for name in ALL} == dict.fromkeys(ALL, 0.0)
+        margin = np.load(tmp_path / "states.npz")
+        assert all(np.array_equal(one, margin[name]) for name, one in margins_of(both).items())
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Mortal(TorchEngine):
     """Dies after so many steps."""
 
     def __init__(self, steps: int) -> None:
+        super().__init__()
         self.left = steps
 
     def step(self, lr: float) -> None:
@@ -168,6 +169,7 @@ class Small(TorchEngine):
     """A device with room for so many sequences in a training step."""
 
     def __init__(self, room: int) -> None:
+        super().__init__()
         self.room = room
         self.sizes: list[int] = []
 

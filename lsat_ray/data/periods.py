@@ -44,23 +44,39 @@ class Periods:
     """Share of a period's samples, the last in time, that is V_t."""
     fingerprint: str = ""
     """SHA-256 of log, windows and cut."""
+    validation_by: Literal["time", "user"] = "time"
+    """Whether V_t is the last share of the period, or of every user's samples in it."""
 
     @property
     def count(self) -> int:
         """T."""
         return len(self.borders) - 1
 
-    def span(self, period: int, part: Part = "all") -> slice:
-        """Return the positions of D_t, T_t or V_t; T_t is the first `floor((1 - validation) * n)` of n samples."""
+    def span(self, period: int) -> slice:
+        """Return the positions of D_t."""
         if not 1 <= period <= self.count:
             raise LsatError(f"periods: there is no period {period}; they run from 1 to {self.count}")
-        start, stop = self.borders[period - 1], self.borders[period]
-        middle = start + int((stop - start) * (1 - self.validation) + 1e-9)
-        return {"train": slice(start, middle), "validation": slice(middle, stop), "all": slice(start, stop)}[part]
+        return slice(self.borders[period - 1], self.borders[period])
+
+    def positions(self, period: int, part: Part = "all") -> np.ndarray:
+        """Return the positions of D_t, T_t or V_t, int64, ascending.
+
+        By time T_t is the first `floor((1 - validation) * n)` of n samples; by user V_t is the last
+        `round(validation * n)` of each user's n, so that it holds as many users as have that many.
+        """
+        span = self.span(period)
+        every = np.arange(span.start, span.stop)
+        if part == "all":
+            return every
+        if self.validation_by == "user":
+            held = _last_of_each(self.samples.user[span], self.validation)
+        else:
+            held = np.arange(len(every)) >= int(len(every) * (1 - self.validation) + 1e-9)
+        return every[held if part == "validation" else ~held]
 
     def rows(self, period: int, part: Part = "all") -> Samples:
         """Return the samples of D_t, T_t or V_t."""
-        return self.samples.take(self.span(period, part))
+        return self.samples.take(self.span(period) if part == "all" else self.positions(period, part))
 
     def select(self, slices: Iterable[Slice]) -> Samples:
         """Return the samples of several slices, in the order given."""
@@ -100,7 +116,27 @@ def cut(log: Interactions, data: DataConfig, periods: PeriodsConfig) -> Periods:
     _two_classes(log, samples.label[borders[0] : borders[-1]], data)
     digest = hashlib.sha256(log.fingerprint().encode())
     digest.update(repr((data.history, data.ties, data.positive_above, n, borders, periods.validation)).encode())
-    return Periods(samples, log.titles, tuple(borders), periods.validation, digest.hexdigest())
+    if periods.validation_by != "time":
+        digest.update(periods.validation_by.encode())
+    found = Periods(samples, log.titles, tuple(borders), periods.validation, digest.hexdigest(), periods.validation_by)
+    for t in range(1, found.count + 1):
+        if not 0 < len(found.positions(t, "validation")) < len(found.positions(t)):
+            raise LsatError(
+                f"periods.validation_by user: in period {t} no user has enough samples for V_t, or T_t is empty; "
+                "cut longer periods, or split by time"
+            )
+    return found
+
+
+def _last_of_each(user: np.ndarray, share: float) -> np.ndarray:
+    """Return bool [N], whether a sample is among the last `round(share * n)` of its user's n, halves rounded up."""
+    order = np.argsort(user, kind="stable")
+    _, first, count = np.unique(user[order], return_index=True, return_counts=True)
+    place = np.arange(len(user)) - np.repeat(first, count)
+    kept = np.repeat(count - np.floor(count * share + 0.5 + 1e-9).astype(int), count)
+    held = np.empty(len(user), dtype=bool)
+    held[order] = place >= kept
+    return held
 
 
 def _two_classes(log: Interactions, label: np.ndarray, data: DataConfig) -> None:

@@ -30,6 +30,5 @@ def reservoir(periods: Periods, up_to: int, size: int, seed: int) -> np.ndarray:
         size: rows of the reservoir; fewer come back while fewer have passed.
         seed: of the draws.
     """
-    spans = [periods.span(t, "train") for t in range(1, up_to + 1)]
-    passed = np.concatenate([np.empty(0, np.int64), *(np.arange(s.start, s.stop) for s in spans)])
+    passed = np.concatenate([np.empty(0, np.int64), *(periods.positions(t, "train") for t in range(1, up_to + 1))])
     return passed[draw(len(passed), size, seed)]

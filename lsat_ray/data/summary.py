@@ -101,7 +101,7 @@ def _labels(periods: Periods, first_test: int) -> list[str]:
     """Name the tested periods, and the V_t that a search reads, whose samples all have one label."""
 
     def of_one_class(t: int, part: Part) -> bool:
-        label = periods.samples.label[periods.span(t, part)]
+        label = periods.rows(t, part).label
         return bool(label.min() == label.max())
 
     tested = [t for t in range(first_test, periods.count + 1) if of_one_class(t, "all")]

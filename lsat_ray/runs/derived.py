@@ -89,7 +89,7 @@ def _with_side(run: Run, row: WithSide, base: Model, opening: Sequence[Model], t
     margin = np.full(len(run.periods.samples), np.nan)
     before = Slice(first - 1, "validation")
     for m in sources(row, opening):
-        margin[run.periods.span(*before)] = _logit(steps.combined(m, before, steps.margins(run, [(m, before)], t)))
+        margin[run.periods.positions(*before)] = _logit(steps.combined(m, before, steps.margins(run, [(m, before)], t)))
     for s in range(first, t):
         margin[run.periods.span(s)] = _logit(read(row.base, s))
     known = np.isfinite(margin)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lsat_ray.evaluation.metrics import auc
+from lsat_ray.evaluation.slices import user_slices
 from lsat_ray.evaluation.warmcold import seen_items
 from lsat_ray.files import write_atomic
 from lsat_ray.report import cross as curves
@@ -34,6 +35,8 @@ def write(run: Run, metrics: pd.DataFrame) -> None:
         tables["paper"] = figures.beside_paper(tables["table2"], run.config.study.paper)
     served = {m.strategy: m for m in steps.models(run, run.config.seeds[0], run.periods.count - 1)}
     tables["frontier"] = figures.frontier(tables["table2"], _passes(run, list(served.values())))
+    masks = {t: user_slices(run.periods, t) for t in run.tested}
+    tables["slices"] = figures.by_slice(read.scores, masks, noise=noise)
     tables |= _merges(read, metrics, served)
     tables |= _crossed(run, metrics)
     figures.write(run.folder.path, **tables)

@@ -137,7 +137,7 @@ def test_mismatches_are_explained(periods: Any) -> None:
 @pytest.mark.parametrize("model", classical.MODELS)
 def test_validation_rows_of_one_class_do_not_stop_a_fit(periods: Any, model: Any) -> None:
     label = periods.samples.label.copy()
-    label[periods.span(1, "validation")] = 1
+    label[periods.positions(1, "validation")] = 1
     made = replace(periods, samples=replace(periods.samples, label=label), fingerprint="one-class")
     fitted = classical.fit(rivals.full_retraining(model, "one-class", 1, 0, RECIPE), made)
     assert np.isfinite(fitted.validation_scores).all()

@@ -70,7 +70,7 @@ def test_the_head_never_sees_labels_after_t(periods: Periods, margin: np.ndarray
 
 def test_only_rows_with_a_margin_of_the_periods_are_fitted_on(periods: Periods, margin: np.ndarray) -> None:
     known = np.full(len(margin), np.nan)
-    for part in (periods.span(2, "validation"), periods.span(3, "validation"), periods.span(4)):
+    for part in (periods.positions(2, "validation"), periods.positions(3, "validation"), periods.span(4)):
         known[part] = margin[part]
     some = with_side(periods, known, 3)
     known[: periods.borders[0]] = 100.0  # the warm-up is the backbone's own training data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -95,6 +96,31 @@ def test_train_and_validation_part_a_period(rows, share):
     train, validation = periods.rows(2, "train"), periods.rows(2, "validation")
     assert train.row.tolist() + validation.row.tolist() == list(range(rows, 2 * rows))
     assert len(train) == (1 - Fraction(share)) * rows // 1
+
+
+@given(users=st.lists(st.integers(0, 5), min_size=8, max_size=60), share=st.sampled_from([0.1, 0.25, 0.5]))
+@settings(max_examples=80, deadline=None)
+def test_by_user_validation_is_the_end_of_every_users_rows(users, share):
+    samples = windows(log_at(np.arange(len(users) + 1)), 1)
+    samples = replace(samples, user=np.array(users, dtype=samples.user.dtype))
+    periods = Periods(samples, ("a", "b"), (0, len(users)), share, validation_by="user")
+    train, validation = periods.rows(1, "train"), periods.rows(1, "validation")
+    assert sorted([*train.row, *validation.row]) == list(range(len(users)))
+    for user in set(users):
+        mine, held = train.row[train.user == user], validation.row[validation.user == user]
+        assert len(held) == int(share * users.count(user) + 0.5)
+        assert not len(held) or not len(mine) or mine.max() < held.min()
+
+
+def test_a_split_by_user_is_another_cut_and_refused_where_it_is_empty():
+    stamps = np.arange(80)
+    by_time, by_user = (
+        cut(log_at(stamps), data_with(history=1), PeriodsConfig(number=2, validation=0.25, validation_by=by))
+        for by in ("time", "user")
+    )
+    assert by_time.fingerprint != by_user.fingerprint
+    with pytest.raises(LsatError, match=r"validation_by user: in period 1"):
+        cut(log_at(np.arange(9)), data_with(history=1), PeriodsConfig(number=2, validation=0.1, validation_by="user"))
 
 
 def test_time_cut_has_equal_spans():

@@ -83,7 +83,7 @@ def test_a_side_head_reads_no_label_of_what_it_scores(config: Experiment, run: P
     label = np.where(np.arange(len(periods.samples)) < periods.borders[t - 1], periods.samples.label, 0)
     margin = np.full(len(periods.samples), np.nan)
     opening = run / "passes" / Model("pass", 0, "frozen").digest[:32] / "period02-validation.parquet"
-    margin[periods.span(2, "validation")] = pd.read_parquet(opening)["margin"]
+    margin[periods.positions(2, "validation")] = pd.read_parquet(opening)["margin"]
     for s in range(3, t + 1):
         p = scores(run, "frozen", s)["score"].to_numpy()
         margin[periods.span(s)] = np.log(p / (1 - p))

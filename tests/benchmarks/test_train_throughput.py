@@ -21,7 +21,7 @@ LEVERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_toy_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.json"
     quality = tmp_path / "quality.json"

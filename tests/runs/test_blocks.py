@@ -100,6 +100,7 @@ def test_the_folder_is_whole_and_a_second_call_trains_nothing(file: Path, tmp_pa
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(file: Path, tmp_path: Path) -> None:
     """Kill after a model was stored and not recorded, and between two stages of a row; then go on."""
     config = configs.load(file, ["seeds=[0]"])

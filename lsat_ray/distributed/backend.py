@@ -17,7 +17,7 @@ from lsat_ray.distributed import cluster, search, serving
 from lsat_ray.distributed.stream import StreamReplayer, again
 from lsat_ray.distributed.training import TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
-from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Task
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import read_current
@@ -73,7 +73,7 @@ class RayBackend:
         return self._sessions.run(tasks, present, counts)
 
     def keep_search(
-        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+        self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:
         """Run the Tune experiment in a thread: the choice is made, and nobody waits for Tune's start."""
         self._searches.append(

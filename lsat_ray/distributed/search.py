@@ -14,7 +14,7 @@ import ray
 
 from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
-from lsat_ray.runs.search import Candidate, Reached, measure
+from lsat_ray.runs.search import Reached, Weighting, measure
 
 WHOLE = "whole"
 """Empty file in the folder of an experiment that has ended."""
@@ -25,7 +25,7 @@ def kept(name: str, root: Path) -> bool:
     return (root / name / WHOLE).is_file()
 
 
-def keep(name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached], root: Path) -> None:
+def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached], root: Path) -> None:
     """Keep a search as a Tune experiment, and check that every trial reaches what was measured.
 
     Args:
@@ -44,7 +44,7 @@ def keep(name: str, candidates: Sequence[Candidate], label: np.ndarray, reached:
     write_atomic(root / name / WHOLE, "")
 
 
-def search(name: str, candidates: Sequence[Candidate], label: np.ndarray, root: Path) -> list[Reached]:
+def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: Path) -> list[Reached]:
     """Measure every candidate as a trial of one Tune experiment; the scores are there already.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lsat_ray.data.periods import Periods
-from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Task
 from lsat_ray.scoring.model import Model
 
@@ -55,7 +55,7 @@ class Backend(Protocol):
         """
 
     def keep_search(
-        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+        self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:
         """Keep a search as an experiment of that name, beside what comes next.
 

@@ -14,7 +14,7 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
-from lsat_ray.runs.search import Candidate, Reached
+from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Task, TaskBook
 from lsat_ray.runs.worker import Worker, by_row
 from lsat_ray.scoring.model import Model
@@ -75,7 +75,7 @@ class LocalBackend:
         return results
 
     def keep_search(
-        self, name: str, candidates: Sequence[Candidate], label: np.ndarray, reached: Sequence[Reached]
+        self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:
         """Keep nothing: the table of coefficients has it all."""
 

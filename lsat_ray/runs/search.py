@@ -15,7 +15,7 @@ COLUMNS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Weighting:
     """One weighting of one strategy's adapters, scored on V_t."""
 
     strategy: str
@@ -49,7 +49,7 @@ def best(reached: Sequence[Reached]) -> int:
     return int(np.argmin(log_loss) if np.isnan(auc).any() else np.argmax(auc))
 
 
-def table(seed: int, period: int, candidates: Sequence[Candidate], reached: Sequence[Reached]) -> pd.DataFrame:
+def table(seed: int, period: int, candidates: Sequence[Weighting], reached: Sequence[Reached]) -> pd.DataFrame:
     """Return one row per candidate: seed, period, strategy, coefficient (the first weight), auc, chosen."""
     rows = []
     for name in dict.fromkeys(c.strategy for c in candidates):

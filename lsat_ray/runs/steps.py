@@ -19,7 +19,7 @@ from lsat_ray.files import write_atomic
 from lsat_ray.runs import search
 from lsat_ray.runs.backend import Counts
 from lsat_ray.runs.context import Run
-from lsat_ray.runs.search import Candidate
+from lsat_ray.runs.search import Weighting
 from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task
 from lsat_ray.scoring.gate import fit_gate
 from lsat_ray.scoring.model import Model, combine, passes
@@ -123,7 +123,7 @@ def choose(run: Run, seed: int, periods: Iterable[int], keep: bool = False) -> N
             elif plan.learned:
                 chosen[name] = learned[_coefficients(plan).key]
         candidates = [
-            Candidate(n, w, np.concatenate([_on_validation(seed, n, s, every[s][n], w, known) for s in pool]))
+            Weighting(n, w, np.concatenate([_on_validation(seed, n, s, every[s][n], w, known) for s in pool]))
             for n, p in plans.items()
             if len(p.grid) > 1
             for w in p.grid
@@ -196,7 +196,7 @@ def _learned(run: Run, open_: dict[int, dict[str, Plan]]) -> dict[str, Weights]:
 
 
 def _searched(
-    run: Run, seed: int, t: int, candidates: list[Candidate], label: np.ndarray, keep: bool
+    run: Run, seed: int, t: int, candidates: list[Weighting], label: np.ndarray, keep: bool
 ) -> dict[str, Weights]:
     """Measure candidates, keep the table, and return each strategy's best weights."""
     with run.timings.span("search", t):

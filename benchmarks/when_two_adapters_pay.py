@@ -26,7 +26,7 @@ from lsat_ray.cli.front import study
 from lsat_ray.config import Experiment, load
 from lsat_ray.evaluation.significance import Key, Runs, Scored, compare_all
 from lsat_ray.files import write_atomic
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
 from lsat_ray.report.tables import has_model
 
@@ -135,7 +135,7 @@ def draw_map(options: argparse.Namespace) -> None:
     """Run what is missing of the map's studies, one at a time, and write `map.csv` after every cell."""
     blocks = []
     for knobs, studies in cells(options):
-        found = {b: RunFolder(study(config, options.runs_dir)).scores for b, config in studies.items()}
+        found = {b: RunReader(study(config, options.runs_dir)).scores for b, config in studies.items()}
         blocks.append(differences(found).assign(**knobs))
         file = options.out / "when_two_adapters_pay" / "map.csv"
         write_atomic(file, pd.concat(blocks, ignore_index=True)[MAP].to_csv(index=False, float_format="%.6g"))

@@ -5,7 +5,7 @@ The names a notebook needs are imported when they are first used; `import lsat_r
     import lsat_ray
     config = lsat_ray.load_config("my.yaml", ["engine.backend=local"])
     folder = lsat_ray.replay(config)
-    lsat_ray.RunFolder(folder).metrics
+    lsat_ray.RunReader(folder).metrics
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lsat_ray.cli.front import load_config, replay, study, sweep, validate
     from lsat_ray.config import Experiment
     from lsat_ray.errors import LsatError
-    from lsat_ray.report.folder import RunFolder
+    from lsat_ray.report.reader import RunReader
     from lsat_ray.scoring.model import Model
     from lsat_ray.strategies import STRATEGIES
 
@@ -31,7 +31,7 @@ _HOMES = {
     "sweep": "cli.front",
     "Experiment": "config",
     "LsatError": "errors",
-    "RunFolder": "report.folder",
+    "RunReader": "report.folder",
     "Model": "scoring.model",
     "STRATEGIES": "strategies",
 }
@@ -42,7 +42,7 @@ __all__ = [
     "Experiment",
     "LsatError",
     "Model",
-    "RunFolder",
+    "RunReader",
     "__version__",
     "load_config",
     "replay",

@@ -137,7 +137,7 @@ def sweep(
     """
     say("reading the logs")
     from lsat_ray.report import sweep as tables
-    from lsat_ray.report.folder import RunFolder
+    from lsat_ray.report.reader import RunReader
     from lsat_ray.runs.study import study as run
 
     load_plugins()
@@ -152,7 +152,7 @@ def sweep(
     for label, experiment in experiments.items():
         done[label] = _go(run, experiment, folder, partial(_labelled, say, label), ready[label], endpoint=False)
     table = tables.table(
-        {steps[label][0]: RunFolder(done[label]) for label in steps}, list(against or ["full-retraining"])
+        {steps[label][0]: RunReader(done[label]) for label in steps}, list(against or ["full-retraining"])
     )
     tables.write(table, key, folder)
     return table, folder
@@ -214,10 +214,10 @@ def _run(run: Callable[..., Path], config: Experiment, folder: Path, say: Say, e
 def _checked(config: Experiment, folder: Path, endpoint: bool) -> Checked:
     """Check config, log and run folder, and that this machine can place what the config asks for."""
     from lsat_ray.runs.check import check
-    from lsat_ray.runs.folder import RunDir
+    from lsat_ray.runs.folder import RunFolder
 
     load_plugins()
-    RunDir(folder, config).check()
+    RunFolder(folder, config).check()
     checked = check(config)
     _placeable(config, endpoint)
     return checked

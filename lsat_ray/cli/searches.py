@@ -52,9 +52,9 @@ def summary(trials: pd.DataFrame, flat: float) -> pd.DataFrame:
 def write_figures(run: Path) -> list[Path]:
     """Draw the chosen coefficients into the run's `figures` folder and return the files."""
     from lsat_ray.report import figures
-    from lsat_ray.report.folder import RunFolder
+    from lsat_ray.report.reader import RunReader
 
-    drawn, _ = figures.draw(RunFolder(run), None)
+    drawn, _ = figures.draw(RunReader(run), None)
     named = [d for d in drawn if "coefficient" in d.name]
     figures.write(named, run / "figures")
     return [run / "figures" / f"{d.name}.svg" for d in named]

@@ -25,11 +25,11 @@ def write(run_dir: Path, noise: float | None = None) -> Path:
     """
     # Imported here: matplotlib and scikit-learn take a second that a worker need not spend.
     from lsat_ray.report import figures, html, study, tables
-    from lsat_ray.report.folder import RunFolder
+    from lsat_ray.report.reader import RunReader
 
     if not run_dir.is_dir():
         raise LsatError(f"{run_dir}: no such run folder; give the folder of a run, as in runs/default")
-    run = RunFolder(run_dir)
+    run = RunReader(run_dir)
     table = None
     if run.metrics is not None and not run.metrics.empty:
         table = tables.mean_auc(run.metrics, run.scores, noise=noise)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lsat_ray.files import write_atomic
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 
 
 def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], reference: str) -> Path:
@@ -30,7 +30,7 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], reference: str) -> 
         Section(f"NDCG@10 against {reference}", table=frame_grid(tables["paired"]), caption="Paired, by user."),
         Section("New, dormant and active users", table=frame_grid(tables["groups"])),
     ]
-    return write_atomic(run_dir / "report.html", render(RunFolder(run_dir), headline(tables["paired"]), sections))
+    return write_atomic(run_dir / "report.html", render(RunReader(run_dir), headline(tables["paired"]), sections))
 
 
 def headline(paired: pd.DataFrame) -> str:

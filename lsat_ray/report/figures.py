@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lsat_ray.evaluation.significance import short
 from lsat_ray.report import account
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.report.style import (
     BLUE,
     GREY,
@@ -34,7 +34,7 @@ CROWD = 14
 """More strategies than that cannot be told apart as lines."""
 
 
-def draw(run: RunFolder, table: pd.DataFrame | None, noise: float | None = None) -> tuple[list[Drawn], list[str]]:
+def draw(run: RunReader, table: pd.DataFrame | None, noise: float | None = None) -> tuple[list[Drawn], list[str]]:
     """Draw everything that the run has files for.
 
     Args:

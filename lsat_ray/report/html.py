@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from lsat_ray.evaluation.significance import short
 from lsat_ray.report import account, tables
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.report.study import StudyPart
 from lsat_ray.report.style import Drawn
 
@@ -55,7 +55,7 @@ class Section:
 
 
 def page(
-    run: RunFolder,
+    run: RunReader,
     table: pd.DataFrame | None,
     drawn: Sequence[Drawn],
     missing: Sequence[str],
@@ -93,7 +93,7 @@ def page(
     return render(run, headline, sections)
 
 
-def render(run: RunFolder, headline: str, sections: Sequence[Section]) -> str:
+def render(run: RunReader, headline: str, sections: Sequence[Section]) -> str:
     """Return a page of sections under a headline; config and versions of the run follow them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsat_ray.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -155,7 +155,7 @@ def inline(drawn: Drawn, folder: Path) -> Markup:
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def _wall_clock(run: RunFolder, figure: Sequence[Markup]) -> Section:
+def _wall_clock(run: RunReader, figure: Sequence[Markup]) -> Section:
     title = "Wall-clock account"
     if run.timings is None or run.timings.empty:
         return Section(title, note="Left out: the run has no timings.parquet.")

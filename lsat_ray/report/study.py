@@ -15,7 +15,7 @@ from lsat_ray.evaluation.metrics import auc
 from lsat_ray.evaluation.significance import RESAMPLES, Key, Runs, Scored
 from lsat_ray.files import write_atomic
 from lsat_ray.report.cross import draw_curve, draw_warm_and_cold
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.report.style import Drawn
 from lsat_ray.report.tables import REFERENCE, mean_auc, noise_line
 
@@ -256,7 +256,7 @@ def write(run_dir: Path, **tables: pd.DataFrame) -> list[Path]:
     return written
 
 
-def sections(run: RunFolder, noise: float | None = None) -> list[StudyPart]:
+def sections(run: RunReader, noise: float | None = None) -> list[StudyPart]:
     """Return the study's parts that the run folder has; none for a plain replay.
 
     Args:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
 from lsat_ray.report import cross
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
 from lsat_ray.report.tables import REFERENCE, has_model, mean_auc, noise_line
 
@@ -22,7 +22,7 @@ SWEEP = ["value", "against", "strategy", "mean_auc", "delta", "ci_low", "ci_high
 
 
 def table(
-    runs: Mapping[Any, RunFolder], against: Sequence[str] = (REFERENCE,), noise: float | None = None
+    runs: Mapping[Any, RunReader], against: Sequence[str] = (REFERENCE,), noise: float | None = None
 ) -> pd.DataFrame:
     """Return the strategies of finished studies, one block per value of the setting and reference.
 

@@ -17,7 +17,7 @@ from lsat_ray.generative.metrics import FIELDS
 from lsat_ray.generative.study import Bench, Measured, by_group, load_blocks, paired, summarise
 from lsat_ray.report import blocks as page
 from lsat_ray.runs.backend import Say
-from lsat_ray.runs.folder import RunDir
+from lsat_ray.runs.folder import RunFolder
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.timings import Timings
 
@@ -64,7 +64,7 @@ def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
     Raises:
         LsatError: on bad input, before anything is written.
     """
-    folder = RunDir(runs_dir, config)
+    folder = RunFolder(runs_dir, config)
     folder.check()
     checked = check(config)
     say(checked.line())

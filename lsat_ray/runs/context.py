@@ -21,7 +21,7 @@ from lsat_ray.data.periods import Periods
 from lsat_ray.files import sweep_drafts
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked, check
-from lsat_ray.runs.folder import RunDir
+from lsat_ray.runs.folder import RunFolder
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.tasks import Context
 from lsat_ray.runs.timings import Timings
@@ -34,7 +34,7 @@ class Run:
     """What the steps share; nothing in it changes but what ledger, timings and store append."""
 
     checked: Checked
-    folder: RunDir
+    folder: RunFolder
     ledger: Ledger
     timings: Timings
     store: AdapterStore
@@ -84,7 +84,7 @@ def opened(
     """
     began = time.time()
     config = settle(config)
-    folder = RunDir(runs_dir, config)
+    folder = RunFolder(runs_dir, config)
     folder.check()
     backend.check(serve)
     checked = checked or check(config)
@@ -125,7 +125,7 @@ def _mend(store: AdapterStore) -> list[str]:
     return [store.quarantine(digest) for digest in store.digests() if not store.usable(digest)]
 
 
-def _announce(folder: RunDir, ledger: Ledger, store: AdapterStore, say: Say) -> None:
+def _announce(folder: RunFolder, ledger: Ledger, store: AdapterStore, say: Say) -> None:
     kept = len(store.digests())
     if last := ledger.records()[-1:]:
         where = f"seed {last[0]['seed']}, period {last[0]['period']}, after stage {last[0]['stage']}"

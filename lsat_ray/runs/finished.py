@@ -9,7 +9,7 @@ from lsat_ray.backbone import nano
 from lsat_ray.backbone.load import fingerprint, locate
 from lsat_ray.runs import derived, steps
 from lsat_ray.runs.check import Checked
-from lsat_ray.runs.folder import RunDir
+from lsat_ray.runs.folder import RunFolder
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.scoring.model import Model
 from lsat_ray.strategies import Derived, make
@@ -29,7 +29,7 @@ def finished(checked: Checked, runs_dir: Path, order: Literal["replay", "study"]
         runs_dir: where the run lies.
         order: what the run would do.
     """
-    config, folder = checked.config, RunDir(runs_dir, checked.config).path
+    config, folder = checked.config, RunFolder(runs_dir, checked.config).path
     resolved = folder / "config.resolved.yaml"
     if not all((folder / name).is_file() for name in LEAVES[order]) or resolved.read_text() != config.to_yaml():
         return None

@@ -23,7 +23,7 @@ FREE = ("engine", "serve", "name", "study", "seeds", "strategies")
 which rows the table has, but no row's figures."""
 
 
-class RunDir:
+class RunFolder:
     """Folder of one run, locked while a process works in it."""
 
     def __init__(self, root: Path, config: Experiment) -> None:

@@ -14,7 +14,7 @@ from lsat_ray.files import write_atomic
 from lsat_ray.report import cross as curves
 from lsat_ray.report import study as figures
 from lsat_ray.report.account import fits, training
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.runs import cross, derived, steps
 from lsat_ray.runs.context import Run
 from lsat_ray.scoring.model import OUTPUT_MERGES, Model, passes
@@ -24,7 +24,7 @@ from lsat_ray.strategies import RULES, Derived
 def write(run: Run, metrics: pd.DataFrame) -> None:
     """Write `table2.csv` and `study/*.csv`."""
     write_atomic(run.folder.path / "timings.parquet", run.timings.frame())
-    read = RunFolder(run.folder.path)
+    read = RunReader(run.folder.path)
     assert read.timings is not None
     names = sorted(set(metrics["strategy"]))
     spent = training(read.timings, read.ledger, names, len(run.config.seeds))
@@ -51,7 +51,7 @@ def _passes(run: Run, models: Sequence[Model]) -> dict[str, int]:
     return out
 
 
-def _merges(read: RunFolder, metrics: pd.DataFrame, served: dict[str, Model]) -> dict[str, pd.DataFrame]:
+def _merges(read: RunReader, metrics: pd.DataFrame, served: dict[str, Model]) -> dict[str, pd.DataFrame]:
     """Return what merges in parameter space lose against the ensemble of the same adapters."""
     ensemble = next((n for n in served if n.startswith("lsat-en(") and n != "lsat-en(full)"), None)
     merged = [n for n, m in served.items() if len(m.adapters) > 1 and m.merge not in OUTPUT_MERGES]

@@ -12,7 +12,7 @@ import pytest
 from lsat_ray import report
 from lsat_ray.errors import LsatError
 from lsat_ray.report import figures, study, style
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 
 FIGURES = (
     "auc_per_period",
@@ -207,7 +207,7 @@ def test_strategies_look_different(strategies):
 
 
 def test_learning_curves_show_every_adapter_by_kind_and_who_was_cut_short(whole_run):
-    manifests = RunFolder(whole_run).manifests
+    manifests = RunReader(whole_run).manifests
     drawn = figures.learning_curves(manifests)
     titles = [axes.get_title(loc="left") for axes in drawn.figure.axes]
     assert titles == [
@@ -234,7 +234,7 @@ def test_the_noise_floor_stands_under_the_tables(whole_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     table = study.table2(
-        RunFolder(run).metrics, {}, pd.DataFrame(columns=["strategy", "trainings", "training_seconds"])
+        RunReader(run).metrics, {}, pd.DataFrame(columns=["strategy", "trainings", "training_seconds"])
     )
     study.write(run, table2=table)
     text = parse(report.write(run, noise=0.004)).text

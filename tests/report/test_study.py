@@ -11,12 +11,12 @@ from lsat_ray import report
 from lsat_ray.errors import LsatError
 from lsat_ray.report import account, study
 from lsat_ray.report import cross as crossed
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 
 
 @pytest.fixture(scope="module")
 def table(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     trainings = pd.DataFrame(
         {"strategy": ["full-retraining", "lsat-en(10)"], "trainings": [10, 11], "training_seconds": [90.0, 20.0]}
     )
@@ -66,7 +66,7 @@ def test_table2_has_the_columns_of_the_issue_and_the_order_of_the_paper(table):
 
 
 def test_table2_without_facts_of_the_adapters(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     table = study.table2(run.metrics, {}, pd.DataFrame(columns=["strategy", "trainings", "training_seconds"]))
     assert list(table.columns) == study.TABLE2
     assert table[["steps", "stopped_by_patience"]].isna().all(axis=None)
@@ -155,7 +155,7 @@ def test_every_row_of_a_figure_is_on_the_samples_that_all_have(cross):
 
 
 def test_slices_of_users_have_a_table_each(whole_run):
-    scores = {s: r for s, r in RunFolder(whole_run).scores.items() if s in ("full-retraining", "frozen", "lsat-en(10)")}
+    scores = {s: r for s, r in RunReader(whole_run).scores.items() if s in ("full-retraining", "frozen", "lsat-en(10)")}
     users = {k.period: v.user for k, v in scores["frozen"].items()}
     masks = {t: {"old": u < 40, "new": u >= 40, "none": u < 0} for t, u in users.items()}
     table = study.by_slice(scores, masks, resamples=999)

@@ -8,12 +8,12 @@ import pytest
 
 from lsat_ray.errors import LsatError
 from lsat_ray.report import study, sweep
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 
 
 @pytest.fixture(scope="module")
 def rows(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     return sweep.table({0.5: run, 2.0: run}, ["full-retraining", "fine-tuning"])
 
 
@@ -30,7 +30,7 @@ def test_every_value_has_a_block_against_every_reference(rows):
 
 
 def test_a_row_of_another_value_can_be_the_reference(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     changed = SimpleNamespace(
         metrics=run.metrics,
         scores={**run.scores, "full-retraining": run.scores["lsat-en(10)"]},
@@ -55,7 +55,7 @@ def test_a_multiple_that_cannot_be_is_refused_before_anything_runs(values, refer
 
 def test_a_row_that_is_not_there_is_named(whole_run):
     with pytest.raises(LsatError, match="no row 'nonsense' to compare with"):
-        sweep.table({1: RunFolder(whole_run)}, ["nonsense"])
+        sweep.table({1: RunReader(whole_run)}, ["nonsense"])
 
 
 @pytest.mark.parametrize("names", [{0.5: 0.5, 2.0: 2.0}, {0.5: "q_proj", 2.0: "q_proj+v_proj"}])
@@ -72,7 +72,7 @@ def test_numbers_stand_at_their_place_unless_they_span_a_wide_range():
 
 
 def test_the_merge_that_scores_like_the_ensemble_comes_first(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     merged = ["lsat-ta(10)", "long-term", "frozen"]
     scores = dict(run.scores)
     scores["long-term"] = scores["lsat-en(10)"]  # the ensemble itself under another name
@@ -86,7 +86,7 @@ def test_the_merge_that_scores_like_the_ensemble_comes_first(whole_run):
 
 
 def test_the_frontier_names_what_a_score_costs(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     table = study.table2(run.metrics, run.scores, run.metrics[["strategy"]].drop_duplicates().assign(
         trainings=1, training_seconds=2.0))  # fmt: skip
     cost = study.frontier(table, {"lsat-en(10)": 2, "full-retraining": 1}).set_index("strategy")

@@ -9,17 +9,17 @@ from rich.console import Console
 
 from lsat_ray.errors import LsatError
 from lsat_ray.report import tables
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 
 
 @pytest.fixture(scope="module")
 def table(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     return tables.mean_auc(run.metrics, run.scores)
 
 
 def test_the_mean_is_over_periods_of_the_mean_over_seeds(whole_run, table):
-    metrics = RunFolder(whole_run).metrics
+    metrics = RunReader(whole_run).metrics
     mine = metrics[metrics["strategy"] == "lsat-en(10)"]
     row = table.set_index("strategy").loc["lsat-en(10)"]
     assert row["mean_auc"] == pytest.approx(mine["auc"].mean())
@@ -79,7 +79,7 @@ def test_headline_without_difference_and_with_the_reference_in_front(table):
 
 def test_no_difference_never_stands_beside_an_interval_without_zero(whole_run):
     """After Holm over 40 rows a difference whose own interval excludes zero is not significant; it is not none."""
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     crowd = {f"copy-{i}": run.scores["frozen"] for i in range(40)}
     metrics = pd.concat(
         [run.metrics, *(run.metrics[run.metrics["strategy"] == "frozen"].assign(strategy=name) for name in crowd)]
@@ -94,7 +94,7 @@ def test_no_difference_never_stands_beside_an_interval_without_zero(whole_run):
 
 
 def test_the_noise_floor_stands_under_the_table_and_in_its_words(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     table = tables.mean_auc(run.metrics, run.scores, noise=0.03)
     small = table[table["delta"].abs() < 0.03]
     assert len(small) > 1
@@ -108,7 +108,7 @@ def test_the_noise_floor_stands_under_the_table_and_in_its_words(whole_run):
 
 
 def test_all_rows_of_the_table_are_on_the_same_samples(whole_run):
-    metrics = RunFolder(whole_run).metrics
+    metrics = RunReader(whole_run).metrics
     short = metrics[(metrics["strategy"] != "frozen") | (metrics["period"] > 12)]
     table = tables.mean_auc(short)
     assert (table["periods"] == 3).all()
@@ -123,14 +123,14 @@ def test_all_rows_of_the_table_are_on_the_same_samples(whole_run):
 
 
 def test_without_scores_there_are_means_and_no_verdicts(whole_run):
-    bare = tables.mean_auc(RunFolder(whole_run).metrics)
+    bare = tables.mean_auc(RunReader(whole_run).metrics)
     assert bare["delta"].isna().all()
     assert set(bare["verdict"]) == {"", "reference", "upper bound"}
     assert "was not compared" in tables.headline(bare)
 
 
 def test_a_strategy_that_was_tested_elsewhere_is_not_compared(whole_run):
-    run = RunFolder(whole_run)
+    run = RunReader(whole_run)
     late = run.metrics.assign(strategy="late")
     scores = {"full-retraining": run.scores["full-retraining"]}
     scores["late"] = {k._replace(period=99): s for k, s in run.scores["frozen"].items()}
@@ -159,13 +159,13 @@ def test_plain_text_where_there_is_no_terminal_and_a_layout_where_there_is(table
 def test_a_file_that_breaks_the_contract_is_named(tmp_path):
     pd.DataFrame({"strategy": ["a"]}).to_parquet(tmp_path / "metrics.parquet")
     with pytest.raises(LsatError, match=r"metrics\.parquet: no column period, seed, auc"):
-        _ = RunFolder(tmp_path).metrics
+        _ = RunReader(tmp_path).metrics
 
 
 def test_the_ledger_forgives_a_last_line_cut_off_and_no_other(tmp_path):
     file = tmp_path / "ledger.jsonl"
     file.write_text('{"a": 1}\n{"b"')
-    assert RunFolder(tmp_path).ledger == [{"a": 1}]
+    assert RunReader(tmp_path).ledger == [{"a": 1}]
     file.write_text('{"b"\n{"a": 1}\n')
     with pytest.raises(LsatError, match="line 1: not JSON"):
-        _ = RunFolder(tmp_path).ledger
+        _ = RunReader(tmp_path).ledger

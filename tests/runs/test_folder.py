@@ -9,13 +9,13 @@ import pytest
 
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
-from lsat_ray.runs.folder import RunDir
+from lsat_ray.runs.folder import RunFolder
 
 CONFIG = Experiment(name="run")
 
 
 def test_a_folder_that_can_be_written_is_not_created_by_the_check(tmp_path: Path) -> None:
-    RunDir(tmp_path / "not" / "there", CONFIG).check()
+    RunFolder(tmp_path / "not" / "there", CONFIG).check()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -23,7 +23,7 @@ def test_a_runs_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(LsatError, match=r"cannot be written .*Not a directory.*--runs-dir"):
-            RunDir(root, CONFIG).check()
+            RunFolder(root, CONFIG).check()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -31,7 +31,7 @@ def test_a_runs_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(LsatError, match="cannot be written"):
-            RunDir(tmp_path / "runs", CONFIG).check()
+            RunFolder(tmp_path / "runs", CONFIG).check()
     finally:
         tmp_path.chmod(0o700)
 
@@ -42,21 +42,21 @@ def test_an_address_is_refused_and_no_folder_of_that_name_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LsatError, match="an address"):
-        RunDir(Path(address), CONFIG).open()
+        RunFolder(Path(address), CONFIG).open()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_config_and_another_process_are_refused(tmp_path: Path) -> None:
-    first = RunDir(tmp_path, CONFIG)
+    first = RunFolder(tmp_path, CONFIG)
     first.open()
     try:
         with pytest.raises(LsatError, match="another process"):
-            RunDir(tmp_path, CONFIG).open()
+            RunFolder(tmp_path, CONFIG).open()
         other = Experiment.model_validate({"name": "run", "recipe": {"epochs": 7}})
         with pytest.raises(LsatError, match="`recipe` differs"):
-            RunDir(tmp_path, other).check()
+            RunFolder(tmp_path, other).check()
     finally:
         first.close()
-    again = RunDir(tmp_path, CONFIG)
+    again = RunFolder(tmp_path, CONFIG)
     again.open()
     again.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lsat_ray.errors import LsatError
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.runs.ledger import Ledger
 
 
@@ -74,7 +74,7 @@ def test_an_edited_strategy_of_the_same_name_is_done_again_and_shown_alone(tmp_p
     ledger.append(0, "a", 3, "score", auc=0.1, digest="new")
     ledger.append(0, "a", 3, "score", auc=0.1)
     assert path.read_bytes() == before
-    assert [r["auc"] for r in RunFolder(tmp_path).ledger] == [0.6, 0.9]
+    assert [r["auc"] for r in RunReader(tmp_path).ledger] == [0.6, 0.9]
 
 
 def test_a_record_without_a_digest_does_not_vouch_for_a_plan_that_has_one(tmp_path: Path) -> None:

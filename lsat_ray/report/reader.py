@@ -19,7 +19,7 @@ COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunReader:
     """Read a run folder part by part; a part that is not there is None (or empty) and the report says so.
 
     Files: `metrics.parquet`, `timings.parquet`, `search/coefficients.parquet`,

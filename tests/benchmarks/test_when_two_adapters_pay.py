@@ -1,4 +1,4 @@
-"""The figure of the drift study can be drawn again from what is committed."""
+"""The map of where two adapters pay: its cells, its differences, its figure."""
 
 import argparse
 from pathlib import Path
@@ -7,23 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.when_two_adapters_pay import SETTINGS, cells, differences, draw
+from benchmarks.when_two_adapters_pay import MAP, cells, differences, draw
 from lsat_ray.evaluation.metrics import auc
 from lsat_ray.evaluation.significance import Key, Scored
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def test_every_sweep_has_its_column_and_its_differences() -> None:
-    tables = {label: pd.read_csv(RESULTS / name / "sweep.csv") for name, label in SETTINGS.items()}
-    drawn = draw(tables)
-    assert len(drawn.figure.axes) == 3 * len(tables)
-    for number, (label, table) in enumerate(tables.items()):
-        against_full = drawn.figure.axes[len(tables) + number]
-        ensemble = table[(table["against"] == "full-retraining") & (table["strategy"] == "lsat-en(10)")]
-        line = against_full.containers[0].lines[0]
-        assert sorted(line.get_ydata()) == sorted(ensemble["delta"])
-        assert drawn.figure.axes[2 * len(tables) + number].get_xlabel() == label
+def test_the_figure_shows_the_differences_of_the_map() -> None:
+    rows = [
+        (name, drift, half_life, 400, 0.01 * drift + 0.001 * at, -0.1, 0.2, 5, 3)
+        for at, name in enumerate(("lsat-en(3)", "hedge", "fine-tuning"))
+        for drift in (0.0, 2.4)
+        for half_life in (400.0, 3200.0)
+    ]
+    figure = draw(pd.DataFrame(rows, columns=MAP)).figure
+    assert len(figure.axes) == 2
+    assert [len(axes.containers) for axes in figure.axes] == [2, 2]
+    assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.0, 0.024])
 
 
 def test_a_cell_of_the_map_compares_over_seeds_and_backbones(rng: np.random.Generator) -> None:

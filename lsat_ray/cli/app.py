@@ -11,7 +11,7 @@ import typer
 
 import lsat_ray
 from lsat_ray import config as configs
-from lsat_ray.cli import front
+from lsat_ray.cli import front, trial
 from lsat_ray.cli.console import console, one_clear_error, print_table, say
 from lsat_ray.cli.plugins import load_plugins
 
@@ -25,6 +25,7 @@ Import = Annotated[
 ]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(trial.app, name="trial")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import rayless
-from desks import TestDesk, body_of, desk_for
+from desks import TestDesk, body_of, desk_for, eventually, free_port, make_run
 from typer.testing import CliRunner
 
 from lsat_ray.adapters.store import WEIGHTS
@@ -28,36 +27,10 @@ from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import CURRENT, Served, commit, read_current
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(what: str, attempt: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Return the first true value of `attempt`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if value := attempt():
-                return value
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
 @pytest.fixture
-def run(tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path, tmp_path: Path) -> Path:
-    """Return the folder of a run on the nano backbone that served five models."""
-    folder = tmp_path / "runs" / "tiny"
-    folder.mkdir(parents=True)
-    backbones = tmp_path / "runs" / "backbones"
-    backbones.mkdir()
-    (backbones / "nano-0123").symlink_to(tiny_backbone_folder)
-    engine = tiny_experiment.engine.model_copy(update={"backend": "local"})
-    (folder / "config.resolved.yaml").write_text(tiny_experiment.model_copy(update={"engine": engine}).to_yaml())
-    return folder
+def run(tiny_experiment: Experiment, tiny_backbone_folder: Path, tmp_path: Path) -> Path:
+    """Return the folder of a run on the nano backbone that has published nothing yet."""
+    return make_run(tiny_experiment, tiny_backbone_folder, tmp_path)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsat_ray.cli.front import load_config, replay, study, sweep, validate
+    from lsat_ray.cli.front import load_config, replay, serve, study, sweep, validate
+    from lsat_ray.client import AsyncClient, Client
     from lsat_ray.config import Experiment
     from lsat_ray.errors import LsatError
     from lsat_ray.report.reader import RunReader
@@ -29,6 +30,9 @@ _HOMES = {
     "replay": "cli.front",
     "study": "cli.front",
     "sweep": "cli.front",
+    "serve": "cli.front",
+    "Client": "client",
+    "AsyncClient": "client",
     "Experiment": "config",
     "LsatError": "errors",
     "RunReader": "report.folder",
@@ -39,6 +43,8 @@ _HOMES = {
 
 __all__ = [
     "STRATEGIES",
+    "AsyncClient",
+    "Client",
     "Experiment",
     "LsatError",
     "Model",
@@ -46,6 +52,7 @@ __all__ = [
     "__version__",
     "load_config",
     "replay",
+    "serve",
     "study",
     "sweep",
     "validate",

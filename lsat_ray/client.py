@@ -1,17 +1,21 @@
-"""A typed client of the endpoint; it needs httpx alone."""
+"""Typed clients of the endpoint, blocking and asynchronous; they need httpx alone."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import httpx
 
 from lsat_ray.errors import LsatError
 
+URL = "http://127.0.0.1:8000"
+"""Where an endpoint listens unless told otherwise."""
 AGAIN = (429, 503)
 """Answers after which a request is sent again."""
 
@@ -67,15 +71,72 @@ class ServedModel:
     weights: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """A request, and how its reply is read: what both clients share."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None
+    read: Callable[[Any], T]
+
+    def wait(self, reply: httpx.Response | httpx.TransportError, last: bool) -> float | None:
+        """Return the seconds after which to send the request again, or None when the reply is the answer.
+
+        Raises:
+            LsatError: with the endpoint's words, or when it cannot be reached.
+        """
+        seconds = 1.0
+        if isinstance(reply, httpx.TransportError):
+            if last:
+                raise LsatError(f"{reply.request.url}: {type(reply).__name__}; is the endpoint up?") from reply
+        elif reply.is_success:
+            return None
+        elif reply.status_code not in AGAIN or last:
+            raise LsatError(f"{self.path}: {reply.status_code} {_words(reply)}")
+        elif (after := reply.headers.get("Retry-After", "")).isdigit():
+            seconds = float(after)
+        return seconds * random.uniform(1.0, 1.5)  # who was sent away together shall not return together
+
+
+def _score(history: History, target: str, model: str | None, user: str | None) -> _Call[Score]:
+    return _Call("POST", "/v1/score", {**_who(history, model, user), "target": target}, partial(_read, Score))
+
+
+def _score_many(questions: Sequence[tuple[History, str]], model: str | None) -> _Call[list[Score]]:
+    bodies = [{**_who(history, model, None), "target": target} for history, target in questions]
+    return _Call("POST", "/v1/score", {"requests": bodies}, lambda reply: [_read(Score, a) for a in reply["answers"]])
+
+
+def _rank(
+    history: History, candidates: Sequence[str], top_n: int | None, model: str | None, user: str | None
+) -> _Call[Ranking]:
+    body = {**_who(history, model, user), "candidates": list(candidates)}
+
+    def read(reply: dict[str, Any]) -> Ranking:
+        places = [Place(r["index"], candidates[r["index"]], r["relevance_score"]) for r in reply["results"]]
+        return _read(Ranking, {**reply, "places": tuple(places)})
+
+    return _Call("POST", "/v1/rank", body if top_n is None else {**body, "top_n": top_n}, read)
+
+
+def _models() -> _Call[list[ServedModel]]:
+    def read(reply: dict[str, Any]) -> list[ServedModel]:
+        return [_read(ServedModel, m | {k: tuple(m[k]) for k in ("adapters", "weights")}) for m in reply["models"]]
+
+    return _Call("GET", "/v1/models", None, read)
+
+
 class Client:
     """Ask an endpoint; 429, 503 and lost connections are tried again, as often and as long as is said.
 
-    Every question may be asked twice: answers change nothing.
+    Every question may be asked twice: answers change nothing. All calls raise LsatError with the endpoint's words, or
+    when it cannot be reached.
     """
 
     def __init__(
         self,
-        url: str = "http://127.0.0.1:8000",
+        url: str = URL,
         token: str | None = None,
         timeout_s: float = 30.0,
         retries: int = 3,
@@ -90,9 +151,8 @@ class Client:
             retries: tries after the first.
             transport: of httpx, for tests and proxies.
         """
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.retries = retries
-        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(**_options(url, token, timeout_s), transport=transport)
 
     def __enter__(self) -> Client:
         return self
@@ -105,21 +165,12 @@ class Client:
         self._http.close()
 
     def score(self, history: History, target: str, model: str | None = None, user: str | None = None) -> Score:
-        """Return P(like) of a target.
-
-        Raises:
-            LsatError: with the endpoint's words, or when it cannot be reached.
-        """
-        return _read(Score, self._post("/v1/score", {**_who(history, model, user), "target": target}))
+        """Return P(like) of a target."""
+        return self._send(_score(history, target, model, user))
 
     def score_many(self, questions: Sequence[tuple[History, str]], model: str | None = None) -> list[Score]:
-        """Return P(like) of several (history, target), all by one version; the endpoint takes 64 at a time.
-
-        Raises:
-            LsatError: with the endpoint's words, or when it cannot be reached.
-        """
-        bodies = [{**_who(history, model, None), "target": target} for history, target in questions]
-        return [_read(Score, answer) for answer in self._post("/v1/score", {"requests": bodies})["answers"]]
+        """Return P(like) of several (history, target), all by one version; the endpoint takes 64 at a time."""
+        return self._send(_score_many(questions, model))
 
     def rank(
         self,
@@ -129,45 +180,92 @@ class Client:
         model: str | None = None,
         user: str | None = None,
     ) -> Ranking:
-        """Return the candidates, best first.
-
-        Raises:
-            LsatError: with the endpoint's words, or when it cannot be reached.
-        """
-        body = {**_who(history, model, user), "candidates": list(candidates)}
-        reply = self._post("/v1/rank", body if top_n is None else {**body, "top_n": top_n})
-        places = [Place(r["index"], candidates[r["index"]], r["relevance_score"]) for r in reply["results"]]
-        return _read(Ranking, {**reply, "places": tuple(places)})
+        """Return the candidates, best first."""
+        return self._send(_rank(history, candidates, top_n, model, user))
 
     def models(self) -> list[ServedModel]:
-        """Return what is served.
+        """Return what is served."""
+        return self._send(_models())
 
-        Raises:
-            LsatError: with the endpoint's words, or when it cannot be reached.
-        """
-        found = self._send("GET", "/v1/models", None)["models"]
-        return [_read(ServedModel, m | {k: tuple(m[k]) for k in ("adapters", "weights")}) for m in found]
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._send("POST", path, body)
-
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _send(self, call: _Call[T]) -> T:
         for left in reversed(range(self.retries + 1)):
+            reply: httpx.Response | httpx.TransportError
             try:
-                reply = self._http.request(method, path, json=body)
+                reply = self._http.request(call.method, call.path, json=call.body)
             except httpx.TransportError as error:
-                if not left:
-                    raise LsatError(f"{self._http.base_url}: {type(error).__name__}; is the endpoint up?") from error
-                wait = 1.0
-            else:
-                if reply.is_success:
-                    return reply.json()
-                if reply.status_code not in AGAIN or not left:
-                    raise LsatError(f"{path}: {reply.status_code} {_words(reply)}")
-                after = reply.headers.get("Retry-After", "")
-                wait = float(after) if after.isdigit() else 1.0
-            time.sleep(wait * random.uniform(1.0, 1.5))  # who was sent away together shall not return together
+                reply = error
+            wait = call.wait(reply, not left)
+            if wait is None and isinstance(reply, httpx.Response):
+                return call.read(reply.json())
+            time.sleep(wait or 0.0)
         raise AssertionError("unreachable")
+
+
+class AsyncClient:
+    """The same as `Client`, to be awaited; requests of one client share its connections."""
+
+    def __init__(
+        self,
+        url: str = URL,
+        token: str | None = None,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Open no connection yet; see `Client`."""
+        self.retries = retries
+        self._http = httpx.AsyncClient(**_options(url, token, timeout_s), transport=transport)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def score(self, history: History, target: str, model: str | None = None, user: str | None = None) -> Score:
+        """Return P(like) of a target."""
+        return await self._send(_score(history, target, model, user))
+
+    async def score_many(self, questions: Sequence[tuple[History, str]], model: str | None = None) -> list[Score]:
+        """Return P(like) of several (history, target), all by one version; the endpoint takes 64 at a time."""
+        return await self._send(_score_many(questions, model))
+
+    async def rank(
+        self,
+        history: History,
+        candidates: Sequence[str],
+        top_n: int | None = None,
+        model: str | None = None,
+        user: str | None = None,
+    ) -> Ranking:
+        """Return the candidates, best first."""
+        return await self._send(_rank(history, candidates, top_n, model, user))
+
+    async def models(self) -> list[ServedModel]:
+        """Return what is served."""
+        return await self._send(_models())
+
+    async def _send(self, call: _Call[T]) -> T:
+        for left in reversed(range(self.retries + 1)):
+            reply: httpx.Response | httpx.TransportError
+            try:
+                reply = await self._http.request(call.method, call.path, json=call.body)
+            except httpx.TransportError as error:
+                reply = error
+            wait = call.wait(reply, not left)
+            if wait is None and isinstance(reply, httpx.Response):
+                return call.read(reply.json())
+            await asyncio.sleep(wait or 0.0)
+        raise AssertionError("unreachable")
+
+
+def _options(url: str, token: str | None, timeout_s: float) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout_s}
 
 
 def _who(history: History, model: str | None, user: str | None) -> dict[str, Any]:

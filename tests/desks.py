@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import torch
 from workbench import Workbench, make_workbench, randomise
 
 from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.cli import front
 from lsat_ray.config import Experiment, PromptConfig
 from lsat_ray.data.periods import Periods
 from lsat_ray.distributed.endpoint import build_app
@@ -83,3 +88,49 @@ async def http(desk: Desk, token_sha256: str | None = None) -> AsyncIterator[htt
     transport = httpx.ASGITransport(build_app(desk, token_sha256), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://desk", timeout=60) as client:
         yield client
+
+
+def make_run(experiment: Experiment, backbone_folder: Path, root: Path) -> Path:
+    """Return the folder of a run of the local backend, with its nano backbone beside it; nothing is published yet."""
+    folder, backbones = root / "runs" / "tiny", root / "runs" / "backbones"
+    folder.mkdir(parents=True)
+    backbones.mkdir()
+    (backbones / "nano-0123").symlink_to(backbone_folder)
+    engine = experiment.engine.model_copy(update={"backend": "local"})
+    (folder / "config.resolved.yaml").write_text(experiment.model_copy(update={"engine": engine}).to_yaml())
+    return folder
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(what: str, attempt: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Return the first true value of `attempt`; an endpoint that is not up yet is asked again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if value := attempt():
+                return value
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+@contextmanager
+def hosted(run: Path, *overrides: str) -> Iterator[str]:
+    """Serve a run's folder from this process, over real HTTP, and return the address."""
+    port, stop = free_port(), threading.Event()
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(front.serve, run, [f"serve.port={port}", *overrides], say=said.append, stop=stop)
+        try:
+            eventually("it serves", lambda: serving.done() or any("serving at" in line for line in said))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop.set()
+            serving.result(timeout=30)

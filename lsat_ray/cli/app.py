@@ -1,4 +1,4 @@
-"""The command line: `lsat-ray replay | study | sweep | search | validate | doctor | fetch`."""
+"""The command line: `lsat-ray replay | study | sweep | search | validate | doctor | fetch | serve`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 import lsat_ray
 from lsat_ray import config as configs
-from lsat_ray.cli import front
+from lsat_ray.cli import front, trial
 from lsat_ray.cli.console import console, one_clear_error, print_table, say
 from lsat_ray.cli.plugins import load_plugins
 
@@ -25,6 +25,7 @@ Import = Annotated[
 ]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(trial.app, name="trial")
 
 
 @app.callback(invoke_without_command=True)
@@ -104,6 +105,23 @@ def sweep(
         shown = table[["value", "against", "strategy", "mean_auc", "verdict"]].round(4)
         console.print(shown.to_string(index=False), markup=False)
         say(f"table and figures in {folder}")
+
+
+@app.command(short_help="Serve what a run published.")
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a replay, finished or running.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for a replay that has just begun.")] = False,
+    port: Annotated[int | None, typer.Option("--port", help="Port (default: the run's serve.port).")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address (default: the run's serve.host).")] = None,
+    set_: Set = None,
+) -> None:
+    """Serve what a run published last, and every change of it: new periods, trials, promotions.
+
+    On Ray Serve, or in this process with --set engine.backend=local. The same command takes up after any failure.
+    """
+    with one_clear_error():
+        given = {"serve.port": port, "serve.host": host}
+        front.serve(run, [*(set_ or []), *(f"{k}={v}" for k, v in given.items() if v is not None)], follow, say)
 
 
 @app.command(short_help="Show what the searches of a run found.")

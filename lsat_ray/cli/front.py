@@ -19,6 +19,8 @@ from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
 
 if TYPE_CHECKING:
+    from threading import Event
+
     import pandas as pd
 
     from lsat_ray.runs.backend import Backend
@@ -156,6 +158,32 @@ def sweep(
     )
     tables.write(table, key, folder)
     return table, folder
+
+
+def serve(
+    run: str | Path, overrides: Sequence[str] = (), follow: bool = False, say: Say = print, stop: Event | None = None
+) -> None:
+    """Serve what a run published, from its folder, until the process is told to end; the same call takes up again.
+
+    Args:
+        run: folder of a replay, finished or running.
+        overrides: `section.key=value` pairs over the run's own config, such as `serve.port=8001`.
+        follow: wait for a run that has not published anything yet.
+        say: hears a line per change.
+        stop: ends it when set.
+
+    Raises:
+        LsatError: when there is nothing to serve, or it cannot be started.
+    """
+    folder = Path(run).expanduser().resolve()
+    say(f"serving {folder}")
+    from lsat_ray.distributed import hosting
+
+    if not follow and not (folder / "config.resolved.yaml").is_file():
+        raise LsatError(f"{folder}: no run is there (no config.resolved.yaml); give the folder of a replay")
+    hosting.await_published(folder, follow, say)
+    config = configs.load(folder / "config.resolved.yaml", tuple(overrides))
+    hosting.host(config, folder, say, stop)
 
 
 def make_backend(config: Experiment) -> Backend:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import threading
+
+from lsat_ray.errors import LsatError
+
+LOST = "the cluster's head does not answer; give the same command again"
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +38,13 @@ def settle() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def joins() -> bool:
+    """Return whether `connect` joins a cluster that is there."""
+    import ray
+
+    return ray.is_initialized() or "RAY_ADDRESS" in os.environ
+
+
 def connect() -> bool:
     """Connect to the cluster of `RAY_ADDRESS` or of the running job, else start one here.
 
@@ -56,3 +69,25 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+
+
+def check_alive(timeout_s: float = 10.0) -> None:
+    """Ask the head whether it is there.
+
+    Raises:
+        LsatError: when it does not answer.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise LsatError(LOST)
+    found = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            ray.nodes()
+            found.set()
+
+    threading.Thread(target=ask, daemon=True).start()  # the call itself may wait for a minute
+    if not found.wait(timeout_s):
+        raise LsatError(LOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import math
@@ -27,19 +28,23 @@ from lsat_ray.distributed.schemas import (
     Problems,
     RankBody,
     Ranking,
+    RunProgress,
     ScoreBody,
     ServedModels,
     explain,
     problem,
 )
+from lsat_ray.errors import LsatError
 from lsat_ray.scoring.desk import Desk, Overloaded
 from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.prefix import Ask, Refused
 
 OPEN = ("/healthz", "/docs", "/openapi.json")
-"""Paths that ask for no token; what is under them asks for none either."""
-ROUTES = ("/v1/score", "/v1/rank", "/v1/models", "/score", "/model", "/metrics", "/healthz")
+"""Paths that ask for no token; what is under them asks for none either. The page asks for none; what it shows does."""
+ROUTES = ("/", "/v1/score", "/v1/rank", "/v1/models", "/v1/run", "/score", "/model", "/metrics", "/healthz")
 """Paths that are counted under their own names."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+"""What the page may load and where it may send to."""
 
 
 class Gate:
@@ -69,7 +74,7 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         headers = dict(scope["headers"])
-        free = any(path == p or path.startswith(f"{p}/") for p in OPEN)
+        free = path in ("", "/") or any(path == p or path.startswith(f"{p}/") for p in OPEN)
         if not free and not self._admitted(headers.get(b"authorization", b"")):
             entry = problem("Authorization", "bearer token missing or wrong", "send Authorization: Bearer <token>")
             return await _refusal(401, [entry], {"WWW-Authenticate": "Bearer"})(scope, receive, send)
@@ -145,6 +150,7 @@ def build_app(
     app.add_middleware(Gate, token_sha256=token_sha256, metrics=desk.metrics)
     _handle_errors(app)
     _serve_docs(app)
+    _serve_page(app)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_sha256 else []
     guarded: dict[int | str, dict[str, Any]] = {}
     if token_sha256:
@@ -184,6 +190,16 @@ def build_app(
         """Return the served models."""
         return ServedModels.of(desk.served, desk.default_name)
 
+    broken = {503: {"model": Problems, "description": "A file of the run folder is broken."}}
+
+    @app.get("/v1/run", **{**gets, "responses": {**guarded, **broken}})
+    async def run() -> RunProgress:
+        """Return how far the run is: AUC per tested period, coefficients, changes of what is served."""
+        try:
+            return await asyncio.to_thread(RunProgress.of, desk.run_dir)
+        except LsatError as error:
+            raise HTTPException(503, str(error)) from error
+
     @app.get("/metrics", response_class=PlainTextResponse, **gets)
     async def metrics() -> str:
         """Return the counters of all replicas in Prometheus' text format."""
@@ -216,11 +232,20 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        remedy = {404: "see /docs for the paths", 405: "see /docs for the methods"}.get(
+        remedy = {404: "see /docs for the paths", 405: "see /docs for the methods", 503: "try again"}.get(
             error.status_code, "send a JSON object"
         )
         field = "body" if error.status_code == 400 else request.method
         return _refusal(error.status_code, [problem(field, str(error.detail), remedy)], dict(error.headers or {}))
+
+
+def _serve_page(app: FastAPI) -> None:
+    """Serve the live page, which loads nothing from elsewhere and may send nothing elsewhere."""
+    html = files("lsat_ray.distributed").joinpath("page.html").read_text()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
 
 def _serve_docs(app: FastAPI) -> None:

@@ -15,10 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from lsat_ray.distributed.scorer import Report
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.model import Model
-from lsat_ray.scoring.served import Served, read_current, write_current
-
-PAST = "served"
-"""Folder in the run folder with everything that was ever served, by number."""
+from lsat_ray.scoring.served import Served, commit, earlier, published, succeeding
 
 
 def publish(
@@ -46,37 +43,27 @@ def publish(
     Raises:
         LsatError: when a replica refuses the models (all keep serving the old ones), or does not answer in time.
     """
-    current = read_current(Path(run_dir))
-    trial = (current.candidate, current.share) if current else (None, 0.0)
-    _change(handle, Served(version, tuple(models), *trial), replicas, run_dir, timeout_s)
+    _change(handle, succeeding(Path(run_dir), models, version), replicas, run_dir, timeout_s)
 
 
 def shadow(handle: DeploymentHandle, model: Model, replicas: int, run_dir: Path, timeout_s: float = 120.0) -> None:
     """Score live requests with a candidate too, without answering with it; `/metrics` says how far it is off."""
-    current = _current(run_dir)
-    _change(handle, Served(current.version, current.models, model), replicas, run_dir, timeout_s)
+    _change(handle, published(run_dir).shadowing(model), replicas, run_dir, timeout_s)
 
 
 def canary(handle: DeploymentHandle, share: float, replicas: int, run_dir: Path, timeout_s: float = 120.0) -> None:
     """Let the candidate answer a share of the users, always the same ones."""
-    current = _current(run_dir, trial=True)
-    _change(handle, Served(current.version, current.models, current.candidate, share), replicas, run_dir, timeout_s)
+    _change(handle, published(run_dir).trying(share), replicas, run_dir, timeout_s)
 
 
 def promote(handle: DeploymentHandle, replicas: int, run_dir: Path, timeout_s: float = 120.0) -> None:
-    """Let the candidate answer everybody: it takes the place of the model of its name, else of the first."""
-    current = _current(run_dir, trial=True)
-    assert current.candidate is not None
-    names = [m.strategy for m in current.models]
-    place = names.index(current.candidate.strategy) if current.candidate.strategy in names else 0
-    models = [*current.models[:place], current.candidate, *current.models[place + 1 :]]
-    _change(handle, Served(current.version, tuple(models)), replicas, run_dir, timeout_s)
+    """Let the candidate answer everybody who names no model; see `Served.promoted`."""
+    _change(handle, published(run_dir).promoted(), replicas, run_dir, timeout_s)
 
 
 def withdraw(handle: DeploymentHandle, replicas: int, run_dir: Path, timeout_s: float = 120.0) -> None:
     """End the trial; the models stay."""
-    current = _current(run_dir, trial=True)
-    _change(handle, Served(current.version, current.models), replicas, run_dir, timeout_s)
+    _change(handle, published(run_dir).withdrawn(), replicas, run_dir, timeout_s)
 
 
 def roll_back(handle: DeploymentHandle, period: int, replicas: int, run_dir: Path, timeout_s: float = 120.0) -> Served:
@@ -85,20 +72,9 @@ def roll_back(handle: DeploymentHandle, period: int, replicas: int, run_dir: Pat
     Raises:
         LsatError: naming the periods that can be had.
     """
-    history = past(run_dir)
-    found = [s for s in history if s.models[0].period == period]
-    if not found:
-        known = ", ".join(str(p) for p in sorted({s.models[0].period for s in history}))
-        raise LsatError(f"roll back: nothing of period {period} was served; there are periods {known}")
-    following = Served(found[-1].version, found[-1].models)
+    following = earlier(run_dir, period)
     _change(handle, following, replicas, run_dir, timeout_s)
     return following
-
-
-def past(run_dir: Path) -> list[Served]:
-    """Return everything that was served, oldest first."""
-    folders = sorted((Path(run_dir) / PAST).glob("[0-9]*"), key=lambda p: int(p.name))
-    return [served for folder in folders if (served := read_current(folder)) is not None]
 
 
 def states(handle: DeploymentHandle, timeout_s: float = 10.0) -> list[Report]:
@@ -106,30 +82,34 @@ def states(handle: DeploymentHandle, timeout_s: float = 10.0) -> list[Report]:
     return _ask_all(handle, "state", (), timeout_s)
 
 
-def _current(run_dir: Path, trial: bool = False) -> Served:
-    """Return what is served; with `trial` there must be a candidate."""
-    current = read_current(Path(run_dir))
-    if current is None:
-        raise LsatError(f"{run_dir}: nothing was published; publish a model first")
-    if trial and current.candidate is None:
-        raise LsatError("no model is on trial; put one into the shadow first")
-    return current
+def adopt(handle: DeploymentHandle, current: Served, replicas: int, timeout_s: float = 120.0) -> None:
+    """Let every replica serve what `current.json` says since another process replaced it: prepare all, then flip all.
+
+    Raises:
+        LsatError: when a replica refuses the models (all keep serving the old ones), or does not answer in time.
+    """
+    _prepare(handle, current, replicas, timeout_s)
+    _flip(handle, current, replicas, timeout_s)
 
 
 def _change(handle: DeploymentHandle, following: Served, replicas: int, run_dir: Path, timeout_s: float) -> None:
     """Prepare everywhere, commit by `current.json`, flip everywhere, and note it in the run's past."""
-    run_dir = Path(run_dir)
+    _prepare(handle, following, replicas, timeout_s)
+    commit(Path(run_dir), following)
+    _flip(handle, following, replicas, timeout_s)
 
+
+def _prepare(handle: DeploymentHandle, following: Served, replicas: int, timeout_s: float) -> None:
     def is_prepared(report: Report) -> bool:
         return following.digest in (report.prepared, report.serving)
 
+    _everywhere(handle, "prepare", (following.to_json(),), is_prepared, replicas, timeout_s)
+
+
+def _flip(handle: DeploymentHandle, following: Served, replicas: int, timeout_s: float) -> None:
     def is_serving(report: Report) -> bool:
         return report.serving == following.digest
 
-    _everywhere(handle, "prepare", (following.to_json(),), is_prepared, replicas, timeout_s)
-    write_current(run_dir, following)
-    number = max((int(p.name) for p in (run_dir / PAST).glob("[0-9]*")), default=0) + 1
-    write_current(run_dir / PAST / str(number), following)
     _everywhere(handle, "commit", (following.digest,), is_serving, replicas, timeout_s)
     _everywhere(handle, "state", (), is_serving, replicas, timeout_s)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
+from lsat_ray.report.folder import RunFolder
 from lsat_ray.scoring.desk import Result
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask
 from lsat_ray.scoring.prefix import Event as PastEvent
-from lsat_ray.scoring.served import Served
+from lsat_ray.scoring.served import Served, past
 
 MAX_TITLE = 500
 """Characters of a title."""
@@ -213,6 +215,76 @@ class ServedModels(BaseModel):
         models = [ServedModel.of(m, name) for m, name in pairs]
         return ServedModels(
             version=served.version, default=default, models=models, candidate=candidate, share=served.share
+        )
+
+
+class Tested(BaseModel):
+    """How a strategy did on a period that came after its model was made."""
+
+    seed: int
+    model: str
+    period: int
+    auc: float
+
+
+class Chosen(BaseModel):
+    """The weights of a strategy's adapters after a period."""
+
+    seed: int
+    model: str
+    period: int
+    weights: list[float]
+
+
+class Change(BaseModel):
+    """A change of what is served."""
+
+    number: int
+    version: int
+    model: str
+    """What answers where no model is named."""
+    period: int
+    candidate: str | None
+    """The model on trial."""
+    share: float
+
+    @staticmethod
+    def of(number: int, served: Served) -> Change:
+        """Describe what was served from then on."""
+        first, candidate = served.models[0], served.candidate
+        return Change(
+            number=number,
+            version=served.version,
+            model=first.strategy,
+            period=first.period,
+            candidate=candidate and candidate.strategy,
+            share=served.share,
+        )
+
+
+class RunProgress(BaseModel):
+    """How far the run is, from its folder."""
+
+    name: str
+    tested: list[Tested]
+    coefficients: list[Chosen]
+    """Of strategies with several adapters."""
+    swaps: list[Change]
+
+    @staticmethod
+    def of(run_dir: Path) -> RunProgress:
+        """Read the run's folder; a replay may be writing there.
+
+        Raises:
+            LsatError: when a file is broken.
+        """
+        records = RunFolder(run_dir).ledger
+        rows = [{**r, "model": r.get("strategy")} for r in records]
+        return RunProgress(
+            name=run_dir.resolve().name,
+            tested=[Tested(**r) for r in rows if r["stage"] == "score" and r.get("auc") is not None],
+            coefficients=[Chosen(**r) for r in rows if r["stage"] == "search" and len(r.get("weights", ())) > 1],
+            swaps=[Change.of(number, served) for number, served in enumerate(past(run_dir), 1)],
         )
 
 

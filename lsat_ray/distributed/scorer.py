@@ -5,50 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
-from ray import ObjectRef, serve
+from ray import serve
 
-from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import load
-from lsat_ray.config import BackboneConfig, LoraSettings, PromptConfig
 from lsat_ray.data.windows import Samples
 from lsat_ray.distributed.endpoint import build_app
+from lsat_ray.distributed.setup import Setup
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.desk import Bulk, Desk
-from lsat_ray.scoring.metrics import Metrics, merged
-from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.scoring.desk import Bulk
+from lsat_ray.scoring.metrics import merged
 from lsat_ray.scoring.served import Served
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a replica is built from; small, for Serve keeps it in the cluster's store."""
-
-    backbone_folder: str
-    backbone: BackboneConfig
-    lora: LoraSettings
-    prompt: PromptConfig
-    titles: tuple[str, ...] | ObjectRef
-    """Titles of the catalogue, for bulk scoring; HTTP brings its own."""
-    store_root: str
-    run_dir: str
-    """Folder of `current.json`, on storage that every replica sees."""
-    history: int
-    """Longest history that HTTP may send."""
-    batch_tokens: int
-    threads: int
-    default: str | None
-    """Name of the model that answers where none is named (None: the first)."""
-    deadline_s: float
-    """Longest that a request waits for its turn."""
-    token_sha256: str | None
-    """SHA-256 of the bearer token, hex; the token itself never leaves the driver."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +37,8 @@ class Scorer:
     """Answer questions over HTTP, score samples in bulk, and change models in two phases."""
 
     def __init__(self, setup: Setup) -> None:
-        import torch
-
-        torch.set_num_threads(setup.threads)
         self.setup = setup
-        backbone = load(setup.backbone, Path(setup.backbone_folder))
-        titles = ray.get(setup.titles) if isinstance(setup.titles, ObjectRef) else setup.titles
-        self.desk = Desk(
-            Recommender(
-                AdaptedBackbone(backbone, setup.lora),
-                AdapterStore(Path(setup.store_root)),
-                setup.batch_tokens,
-                backbone.fingerprint,
-            ),
-            Encoder(backbone.tokenizer, setup.prompt, titles),
-            Path(setup.run_dir),
-            setup.default,
-            setup.deadline_s,
-            Metrics(serve.get_replica_context().replica_id.unique_id),
-        )
+        self.desk = setup.desk(serve.get_replica_context().replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP routes; Serve calls this after the constructor."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import logging
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +17,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
 from lsat_ray.distributed.publish import (
+    adopt,
     canary,
     first_lines,
-    past,
     promote,
     publish,
     roll_back,
@@ -33,15 +29,17 @@ from lsat_ray.distributed.publish import (
     states,
     withdraw,
 )
-from lsat_ray.distributed.scorer import Scorer, Setup
+from lsat_ray.distributed.scorer import Scorer
+from lsat_ray.distributed.setup import Setup, backbone_of, check_open, check_port, taken
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.desk import Bulk
-from lsat_ray.scoring.served import CURRENT, FROZEN, Served, read_current, write_current
+from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""
 
 __all__ = [
+    "adopt",
     "application",
     "canary",
     "check",
@@ -66,19 +64,9 @@ def check(config: Experiment) -> None:
     Raises:
         LsatError: naming the key.
     """
-    _token(config.serve.token_env)
-    host, port = config.serve.host, config.serve.port
-    if config.serve.token_env is None and not _loopback(host):
-        raise LsatError(
-            f"serve.host: {host} can be reached by others and no token is asked for; set serve.token_env to the name "
-            "of a variable that holds one, or serve on 127.0.0.1"
-        )
-    joins = ray.is_initialized() or "RAY_ADDRESS" in os.environ  # a Serve that runs there has the port already
-    if not joins and (reason := _taken(host, port)):
-        raise LsatError(
-            f"serve.port: {host}:{port} cannot be had ({reason}); choose another with --set serve.port=8001, or "
-            "end the program that listens there"
-        )
+    check_open(config)
+    if not (ray.is_initialized() or "RAY_ADDRESS" in os.environ):  # a Serve that runs there has the port already
+        check_port(config)
 
 
 def start(
@@ -181,7 +169,7 @@ def application(args: dict[str, str]) -> Any:
 
     Args:
         args: `run_dir`, with `config.resolved.yaml`, `current.json` and `adapters/`; `backbone`, a model folder, when
-            it is not the config's `backbone.path`; `token_env`, when it is not the config's `serve.token_env`.
+            it is not the one that the run was trained on; `token_env`, when it is not the config's `serve.token_env`.
 
     Raises:
         LsatError: when no token is asked for: the address is the Serve config's, and seldom loopback.
@@ -192,27 +180,13 @@ def application(args: dict[str, str]) -> Any:
         config = config.model_copy(update={"serve": config.serve.model_copy(update={"token_env": args["token_env"]})})
     if config.serve.token_env is None:
         raise LsatError("serve.token_env: no token is asked for; add `token_env: LSAT_RAY_TOKEN` to the args")
-    folder = Path(args["backbone"]) if "backbone" in args else locate(config.backbone)
+    folder = Path(args["backbone"]) if "backbone" in args else backbone_of(config, run_dir)
     return _bind(config, folder, (), run_dir / "adapters", run_dir)
 
 
 def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: Path, run_dir: Path) -> Any:
     """Return the application with its options."""
-    setup = Setup(
-        backbone_folder=str(folder),
-        backbone=config.backbone,
-        lora=config.lora,
-        prompt=config.prompt,
-        titles=tuple(titles),
-        store_root=str(store_root.absolute()),
-        run_dir=str(run_dir.absolute()),
-        history=config.data.history,
-        batch_tokens=config.engine.batch_tokens,
-        threads=config.serve.threads,
-        default=config.serve.default,
-        deadline_s=config.serve.deadline_s,
-        token_sha256=_token(config.serve.token_env),
-    )
+    setup = Setup.of(config, folder, titles, store_root, run_dir)
     deployment = serve.deployment(
         serve.ingress()(Scorer),
         name="Scorer",
@@ -228,34 +202,6 @@ def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: P
     return deployment.bind(setup)
 
 
-def _token(variable: str | None) -> str | None:
-    """Return the SHA-256 of the bearer token, hex."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise LsatError(f"serve.token_env: {variable} is not set; export it, or set serve.token_env to null")
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _taken(host: str, port: int) -> str | None:
-    """Return why the port cannot be had."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
-
-
 def _claim(host: str, port: int) -> None:
     """Check that the port is free, unless it is the running Serve's own; a Serve without applications is ended."""
     try:
@@ -263,7 +209,7 @@ def _claim(host: str, port: int) -> None:
         running = True
     except ValueError:
         running = False
-    reason = _taken(host, port)
+    reason = taken(host, port)
     if running and not reason:
         if serve.status().applications:
             raise LsatError(

@@ -19,7 +19,7 @@ from lsat_ray.runs.tasks import Context, Task, TaskBook
 from lsat_ray.runs.worker import Worker, by_row
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.recommender import Recommender
-from lsat_ray.scoring.served import Served, read_current, write_current
+from lsat_ray.scoring.served import Served, commit, read_current, succeeding
 from lsat_ray.training.engine import TorchEngine
 
 
@@ -85,9 +85,9 @@ class LocalBackend:
 
     def publish(self, models: Sequence[Model], version: int) -> None:
         """Load and verify the models, then serve them."""
-        following = Served(version, tuple(models))
+        following = succeeding(self._run_dir, models, version)
         self._endpoint.prepare(models)
-        write_current(self._run_dir, following)
+        commit(self._run_dir, following)
         self._served = following
 
     def serving(self) -> int | None:

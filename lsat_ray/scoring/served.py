@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from lsat_ray.scoring.model import Model
 
 CURRENT = "current.json"
 """File in the run folder; its rename into place is the moment at which a version is committed."""
+
+PAST = "served"
+"""Folder in the run folder with everything that was ever served, by number."""
 
 FROZEN = Model("frozen", 0, "frozen")
 """What is served before the first publish: the backbone without adapters."""
@@ -57,6 +61,35 @@ class Served:
         """The models, the candidate included."""
         return (*self.models, self.candidate) if self.candidate else self.models
 
+    def shadowing(self, model: Model) -> Served:
+        """Return the same with a candidate in the shadow: it is scored on live requests and answers nobody."""
+        return Served(self.version, self.models, model)
+
+    def trying(self, share: float) -> Served:
+        """Return the same with the candidate answering a share of the users."""
+        return Served(self.version, self.models, self._tried, share)
+
+    def promoted(self) -> Served:
+        """Return the candidate in the first place, where it answers everybody who names no model.
+
+        It replaces the model of its name; where there is none, it replaces the one that was first.
+        """
+        candidate = self._tried
+        others = [m for m in self.models if (m.strategy, m.seed) != (candidate.strategy, candidate.seed)]
+        kept = others if len(others) < len(self.models) else others[1:]
+        return Served(self.version, (candidate, *kept))
+
+    def withdrawn(self) -> Served:
+        """Return the same without the candidate."""
+        assert self._tried
+        return Served(self.version, self.models)
+
+    @property
+    def _tried(self) -> Model:
+        if self.candidate is None:
+            raise LsatError("no model is on trial; put one into the shadow first")
+        return self.candidate
+
     def on_trial(self, user: str) -> bool:
         """Return whether the candidate answers this user: always the same for one user and one candidate."""
         if self.candidate is None:
@@ -76,6 +109,15 @@ class Served:
             return self.models[self.names.index(name)]
         except ValueError as error:
             raise LsatError(f"strategy {name!r} is not served; served are {', '.join(self.names)}") from error
+
+    def words(self) -> str:
+        """Say in one line what is served."""
+        trial = ""
+        if self.candidate:
+            where = f"to {self.share:.0%} of the users" if self.share else "in the shadow"
+            trial = f", candidate {self.candidate.strategy} of period {self.candidate.period} {where}"
+        first, more = self.models[0], len(self.models) - 1
+        return f"version {self.version}: {first.strategy} of period {first.period} and {more} more{trial}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -109,6 +151,52 @@ def read_current(run_dir: Path) -> Served | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LsatError(f"{path}: broken ({error}); delete it and the backbone is served without adapters") from error
+
+
+def published(run_dir: Path) -> Served:
+    """Return what the run serves.
+
+    Raises:
+        LsatError: when nothing was published.
+    """
+    current = read_current(Path(run_dir))
+    if current is None:
+        raise LsatError(f"{run_dir}: nothing was published; publish a model first (a study publishes none)")
+    return current
+
+
+def succeeding(run_dir: Path, models: Sequence[Model], version: int) -> Served:
+    """Return these models, with the candidate that is on trial: a trial goes on over a period's end."""
+    current = read_current(run_dir)
+    trial = (current.candidate, current.share) if current else (None, 0.0)
+    return Served(version, tuple(models), *trial)
+
+
+def commit(run_dir: Path, following: Served) -> None:
+    """Replace `current.json`, which is the moment of a change, and note it in the run's past."""
+    write_current(run_dir, following)
+    number = max((int(p.name) for p in (run_dir / PAST).glob("[0-9]*")), default=0) + 1
+    write_current(run_dir / PAST / str(number), following)
+
+
+def past(run_dir: Path) -> list[Served]:
+    """Return everything that was served, oldest first."""
+    folders = sorted((Path(run_dir) / PAST).glob("[0-9]*"), key=lambda p: int(p.name))
+    return [served for folder in folders if (served := read_current(folder)) is not None]
+
+
+def earlier(run_dir: Path, period: int) -> Served:
+    """Return what was served last with models of a period, without a trial.
+
+    Raises:
+        LsatError: naming the periods that can be had.
+    """
+    history = past(run_dir)
+    found = [s for s in history if s.models[0].period == period]
+    if not found:
+        known = ", ".join(str(p) for p in sorted({s.models[0].period for s in history}))
+        raise LsatError(f"roll back: nothing of period {period} was served; there are periods {known}")
+    return Served(found[-1].version, found[-1].models)
 
 
 def heal(run_dir: Path, store: AdapterStore) -> list[str]:

@@ -109,13 +109,14 @@ def test_a_candidate_is_shadowed_tried_promoted_and_rolled_back(tmp_path: Path) 
     serving.publish(handle, [other, first], 3, *where)  # the trial goes on over a period's end
     assert read_current(tmp_path) == Served(3, (other, first), MODEL, 0.25)
     serving.promote(handle, *where)
-    assert read_current(tmp_path) == Served(3, (other, MODEL))
+    assert read_current(tmp_path) == Served(3, (MODEL, other))  # who names no model meets it now
+    assert Served(3, (other, first)).shadowing(Model("new", 3, "frozen")).promoted().names == ["new", "short-term"]
     serving.publish(handle, [Model("short-term", 4, "frozen")], 4, *where)
     serving.roll_back(handle, 2, *where)
-    assert read_current(tmp_path) == Served(3, (other, MODEL))
-    assert handle.serving == Served(3, (other, MODEL)).digest
+    assert read_current(tmp_path) == Served(3, (other, first))
+    assert handle.serving == Served(3, (other, first)).digest
     assert [s.version for s in serving.past(tmp_path)] == [2, 2, 2, 3, 3, 4, 3]
-    with pytest.raises(LsatError, match=r"nothing of period 9 was served; there are periods 2, 4"):
+    with pytest.raises(LsatError, match=r"nothing of period 9 was served; there are periods 2, 3, 4"):
         serving.roll_back(handle, 9, *where)
 
 

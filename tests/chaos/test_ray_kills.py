@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.harness import WHOLE, Place, attempt, compare
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +45,35 @@ def descendants(pid: int) -> dict[int, str]:
     return lines
 
 
-def trained(run: Path) -> int:
-    return len(list(run.glob("adapters/*/manifest.json")))
-
-
 def arrived(run: Path) -> int:
     file = run / "watermark.json"
     return json.loads(file.read_text()) if file.exists() else 0
 
 
+def training(run: Path) -> bool:
+    return len(list(run.glob("adapters/*/manifest.json"))) >= 3
+
+
+def scoring(run: Path) -> bool:
+    return arrived(run) >= 3
+
+
 @pytest.mark.parametrize(
-    ("title", "now"),
+    ("name", "title", "port", "now"),
     [
-        ("ray::TrainingQueue", lambda run: trained(run) >= 3),
-        ("ray::StreamReplayer", lambda run: trained(run) >= 3),
-        ("RayTrainWorker", lambda run: trained(run) >= 3),
-        ("ray::SERVE_REPLICA", lambda run: arrived(run) >= 3),
+        pytest.param("queue", "ray::TrainingQueue", 18610, training, marks=pytest.mark.slow, id="queue"),
+        pytest.param("stream", "ray::StreamReplayer", 18611, training, marks=pytest.mark.slow, id="stream"),
+        pytest.param("training-worker", "RayTrainWorker", 18612, training, id="training-worker"),
+        pytest.param("replica", "ray::ServeReplica", 18613, scoring, marks=pytest.mark.slow, id="replica"),
+        pytest.param("proxy", "ray::ProxyActor", 18614, scoring, marks=pytest.mark.slow, id="proxy"),
+        pytest.param("controller", "ray::ServeController", 18615, scoring, marks=pytest.mark.slow, id="controller"),
     ],
-    ids=["queue", "stream", "training-worker", "replica-while-it-scores"],
 )
 def test_a_killed_process_costs_time_and_nothing_else(
-    whole: Path, request: pytest.FixtureRequest, title: str, now: Callable[[Path], bool]
+    whole: Path, name: str, title: str, port: int, now: Callable[[Path], bool]
 ) -> None:
     """The run ended with up to 750 lines of traceback, or waited for ever."""
-    name = request.node.callspec.id
-    place = Place(whole, "ray", 18610 + ["queue", "stream", "training-worker", "replica-while-it-scores"].index(name))
+    place = Place(whole, "ray", port)
     killed: list[str] = []
 
     def kill(pid: int) -> None:

@@ -293,6 +293,9 @@ class EngineConfig(Node):
     """Steps between two states of a half-fitted adapter, from which a restarted session goes on."""
     max_failures: int = Field(2, ge=0)
     """Times that one task is tried again after its worker died; each task is counted by itself."""
+    on_failure: Literal["stop", "keep-last"] = "stop"
+    """What a replay does when a training has failed for good: end with its error, or keep serving the last good models
+    of the rows that wanted it, mark them stale, and go on. The same command tries it again."""
 
 
 class SearchConfig(Node):

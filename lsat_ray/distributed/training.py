@@ -20,7 +20,7 @@ from lsat_ray.config import EngineConfig
 from lsat_ray.distributed.stream import RayReader
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
-from lsat_ray.runs.tasks import Context, Task, TaskBook
+from lsat_ray.runs.tasks import Context, Task, TaskBook, TaskError
 
 if TYPE_CHECKING:
     from lsat_ray.training.engine import Engine
@@ -222,7 +222,8 @@ class TrainingSessions:
             counts: hears every two seconds how many tasks are waiting, running and done.
 
         Raises:
-            LsatError: when a task failed, no session has started in time, or all have died.
+            TaskError: when tasks failed; the others go on, and their results wait for the next call.
+            LsatError: when no session has started in time, or all have died.
         """
         if not tasks:
             return {}
@@ -236,10 +237,10 @@ class TrainingSessions:
             if counts:
                 counts(ray.get(self.queue.counts.remote()))
             self._look()
-        for state, result in states.values():
-            if state == "failed":
-                raise LsatError(str(result))
-        ray.get(self.queue.forget.remote(keys))
+        failed = {k: str(result) for k, (state, result) in states.items() if state == "failed"}
+        ray.get(self.queue.forget.remote(list(failed or keys)))
+        if failed:
+            raise TaskError(failed)
         self._began = True
         return {k: result for k, (_, result) in states.items()}
 

@@ -56,7 +56,7 @@ class Ledger:
             seed: of the adapters.
             strategy: name of the table's row.
             period: 1-based.
-            stage: `search`, `score`, `publish`.
+            stage: `search`, `score`, `publish`, `stale`.
             digest: of today's plan. A record with another digest, or with none, was made by another rule under the
                 same name and does not count. None accepts any record.
         """

@@ -14,7 +14,7 @@ from ray import ObjectRef, serve
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import load
+from lsat_ray.backbone.load import load, on_this_machine
 from lsat_ray.config import BackboneConfig, LoraSettings, PromptConfig
 from lsat_ray.data.windows import Samples
 from lsat_ray.distributed.endpoint import build_app
@@ -73,7 +73,7 @@ class Scorer:
 
         torch.set_num_threads(setup.threads)
         self.setup = setup
-        backbone = load(setup.backbone, Path(setup.backbone_folder))
+        backbone = load(setup.backbone, on_this_machine(setup.backbone, Path(setup.backbone_folder)))
         titles = ray.get(setup.titles) if isinstance(setup.titles, ObjectRef) else setup.titles
         self.desk = Desk(
             Recommender(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from lsat_ray.config import EngineConfig
 from lsat_ray.distributed.stream import RayReader
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
+from lsat_ray.runs.folder import RESOLVED
 from lsat_ray.runs.tasks import Context, Task, TaskBook, TaskError
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class TrainingQueue:
         self._context: tuple[Context, Any] | None = None
         self._changed = asyncio.Condition()
         self._starts: dict[int, int] = {}
+        self._refused = ""
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -83,9 +86,13 @@ class TrainingQueue:
         """Hear that a session has loaded its model."""
         self._starts[session] = 0
 
-    async def began(self) -> bool:
-        """Return whether any session has ever started."""
-        return bool(self._starts)
+    async def refuse(self, reason: str) -> None:
+        """Hear that a session cannot work where it was placed, however often it is started."""
+        self._refused = reason
+
+    async def began(self) -> tuple[bool, str]:
+        """Return whether any session has ever started, and why one refuses to work."""
+        return bool(self._starts), self._refused
 
     async def context(self, timeout: float) -> tuple[Context, Any] | str | None:
         """Return context and stream once they are known, `CLOSED` at the end, None after a time-out."""
@@ -250,12 +257,15 @@ class TrainingSessions:
         Raises:
             LsatError: when nobody is.
         """
+        began, refused = ray.get(self.queue.began.remote())
+        if refused:
+            raise LsatError(refused)
+        self._began = self._began or began
         if not any(t.is_alive() for t in self._threads):
             reason = self._errors[0] if self._errors else "their workers died again and again before they were ready"
             raise LsatError(
                 f"training: no session is left to train in ({reason}); see {self._log}, the same command resumes"
             )
-        self._began = self._began or ray.get(self.queue.began.remote())
         if not self._began and time.monotonic() - self._started > START_S:
             engine = self._config
             raise LsatError(
@@ -304,7 +314,12 @@ def session_loop(loop: dict[str, Any]) -> None:
     work, replayer = context
     make = partial(_engine, engine, work)
     try:
+        _see(log.parent.parent)
         worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it
+    except LsatError as error:
+        stumble("before the first task", error)
+        ray.get(queue.refuse.remote(str(error)))
+        raise
     except Exception as error:
         stumble("before the first task", error)
         raise
@@ -323,6 +338,19 @@ def session_loop(loop: dict[str, Any]) -> None:
             raise
         if rank == 0:
             ray.get(queue.done.remote(task.key, result))
+
+
+def _see(run: Path) -> None:
+    """Check that this machine sees the run's folder: on a disk of its own, nobody would read what it writes.
+
+    Raises:
+        LsatError: naming machine and folder.
+    """
+    if not (run / RESOLVED).is_file():  # the driver has written it; Ray Train creates the folder itself
+        raise LsatError(
+            f"--runs-dir: {socket.gethostname()} does not see {run}; runs must lie on storage that every node sees "
+            "under the same path"
+        )
 
 
 def note(log: Path, where: str, error: BaseException) -> str:

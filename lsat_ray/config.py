@@ -476,7 +476,7 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), n
             loaded = yaml.safe_load(Path(path).read_text())
         except FileNotFoundError as error:
             raise LsatError(f"{path}: no such config; shipped ones lie in jobs/configs/") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise LsatError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise LsatError(f"{path}: expected `key: value` sections at the top, found {type(loaded).__name__}")

@@ -35,6 +35,10 @@ class Ledger:
                 raise LsatError(
                     f"{self.path}: line {number} is not a record; delete the file to start afresh (adapters are kept)"
                 ) from error
+            if [type(part) for part in key] != [int, str, int, str]:
+                raise LsatError(
+                    f"{self.path}: line {number} is not a record; delete the file to start afresh (adapters are kept)"
+                )
             self._keep(key, record)
         if len(whole) != len(raw):  # the process died while it wrote the last line
             with self.path.open("r+b") as file:

@@ -5,7 +5,7 @@
     python benchmarks/scale_model.py --run runs/sessions1 --check runs/sessions2 \\
         --json benchmarks/results/scale_model.json --figure benchmarks/results/scale_model.svg
 
-A discrete-event model: sessions take tasks as `runs.tasks.TaskBook` hands them out, the first one whose parents are done;
+A discrete-event model: sessions take tasks as `runs.tasks.TaskBook` hands them out, the first whose parents are done;
 a task takes what it took in the measured run, and each hand-out the median gap between two tasks of that run. What runs
 while no session works (start-up, search, tables, report) stays as it was. Three schedules of the same models:
 
@@ -15,7 +15,7 @@ while no session works (start-up, search, tables, report) stays as it was. Three
 
 Each session has cores of its own in the model; where sessions share cores a run is slower than predicted, and `--check`
 says by how much. `limit` names what the wall clock is closest to: `work` (more sessions help), `chain` (the longest
-chain of models), `barriers` (sessions wait for a period's slowest model), or `serial` (what runs while no session works).
+chain of models), `barriers` (waiting for a period's slowest model), or `serial` (what runs while no session works).
 """
 
 from __future__ import annotations

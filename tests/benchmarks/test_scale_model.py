@@ -16,7 +16,7 @@ from lsat_ray.runs.local import LocalBackend
 from lsat_ray.runs.study import study
 
 CHAIN = [Job("a", 1.0, (), 1), Job("b", 2.0, ("a",), 2), Job("c", 3.0, ("b",), 3)]
-FREE = [Job(f"f{i}", 2.0, ("elsewhere",), 3) for i in range(4)]
+FREE = [Job(f"f{i}", 2.0, (), 3) for i in range(4)]
 
 
 def test_one_session_does_everything_and_many_wait_for_the_chain() -> None:
@@ -24,6 +24,7 @@ def test_one_session_does_everything_and_many_wait_for_the_chain() -> None:
     assert [makespan(jobs, n) for n in (1, 2, 3, 99)] == [14.0, 8.0, 6.0, 6.0]
     assert makespan(jobs, 1, gap=0.5) == 17.5
     assert makespan([], 4) == 0.0
+    assert makespan([Job("x", 1.0, ("elsewhere",), 1)], 1) == 1.0, "a parent of another run is there already"
     assert makespan([FREE[0], *CHAIN], 1) == 8.0, "handed out in order: the first that can run"
 
 

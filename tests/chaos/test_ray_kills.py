@@ -1,4 +1,4 @@
-"""SIGKILL of a process of the cluster: the run goes on by itself and ends as one that nobody disturbed."""
+"""A process of the cluster is killed or hangs: the run goes on by itself and ends as one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from tests.chaos.harness import WHOLE, Place, attempt, compare
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,23 @@ def scoring(run: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "title", "port", "now"),
+    ("name", "title", "port", "now", "what"),
     [
-        pytest.param("queue", "ray::TrainingQueue", 18610, training, marks=pytest.mark.slow, id="queue"),
-        pytest.param("stream", "ray::StreamReplayer", 18611, training, marks=pytest.mark.slow, id="stream"),
-        pytest.param("training-worker", "RayTrainWorker", 18612, training, id="training-worker"),
-        pytest.param("replica", "ray::ServeReplica", 18613, scoring, marks=pytest.mark.slow, id="replica"),
-        pytest.param("proxy", "ray::ProxyActor", 18614, scoring, marks=pytest.mark.slow, id="proxy"),
-        pytest.param("controller", "ray::ServeController", 18615, scoring, marks=pytest.mark.slow, id="controller"),
+        pytest.param("queue", "ray::TrainingQueue", 18610, training, signal.SIGKILL, marks=SLOW, id="queue"),
+        pytest.param("stream", "ray::StreamReplayer", 18611, training, signal.SIGKILL, marks=SLOW, id="stream"),
+        pytest.param("training-worker", "RayTrainWorker", 18612, training, signal.SIGKILL, id="training-worker"),
+        pytest.param("replica", "ray::ServeReplica", 18613, scoring, signal.SIGKILL, marks=SLOW, id="replica"),
+        pytest.param("proxy", "ray::ProxyActor", 18614, scoring, signal.SIGKILL, marks=SLOW, id="proxy"),
+        pytest.param("controller", "ray::ServeController", 18615, scoring, signal.SIGKILL, marks=SLOW, id="controller"),
+        pytest.param("trial", "ray::ImplicitFunc", 18619, Path.is_dir, signal.SIGKILL, marks=SLOW, id="trial"),
+        pytest.param("hung-worker", "RayTrainWorker", 18616, training, signal.SIGSTOP, marks=SLOW, id="hung-worker"),
+        pytest.param(
+            "hung-replica", "ray::ServeReplica", 18617, scoring, signal.SIGSTOP, marks=SLOW, id="hung-replica"
+        ),
     ],
 )
-def test_a_killed_process_costs_time_and_nothing_else(
-    whole: Path, name: str, title: str, port: int, now: Callable[[Path], bool]
+def test_a_process_that_dies_or_hangs_costs_time_and_nothing_else(
+    whole: Path, name: str, title: str, port: int, now: Callable[[Path], bool], what: signal.Signals
 ) -> None:
     """The run ended with up to 750 lines of traceback, or waited for ever."""
     place = Place(whole, "ray", port)
@@ -82,7 +88,7 @@ def test_a_killed_process_costs_time_and_nothing_else(
             victims = {p: line for p, line in descendants(pid).items() if title in line}
             if victims and now(place.folder(name)):
                 for victim, line in victims.items():
-                    os.kill(victim, signal.SIGKILL)
+                    os.kill(victim, what)
                     killed.append(line)
                 return
             time.sleep(0.05)

@@ -30,7 +30,7 @@ def cluster(*cpus: int) -> Iterator[Any]:
     found = Cluster()
     try:
         for each in cpus:
-            found.add_node(num_cpus=each, include_dashboard=False)
+            found.add_node(num_cpus=each, include_dashboard=False, node_ip_address="127.0.0.1")
         yield found
     finally:
         found.shutdown()
@@ -40,7 +40,7 @@ def start(folder: Path, name: str, address: str | None, *sets: str, command: str
     """Start the tiny run as a user does, on the cluster of an address or in one process."""
     config = folder / "tiny.yaml"
     config.write_text(CONFIG)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_AUTH")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(("RAY_AUTH", "RAY_ENABLE"))}
     env |= {"RAY_ADDRESS": address} if address else {}
     line = [sys.executable, "-m", "lsat_ray", command, "--config", str(config), "--runs-dir", str(folder)]
     line += ["--name", name, "--set", f"engine.backend={'ray' if address else 'local'}"]
@@ -97,7 +97,7 @@ def test_a_study_works_on_all_nodes_survives_the_loss_of_one_and_uses_one_that_c
         assert holds(home, "ray::StreamReplayer")
         lost = next(n for n in three.worker_nodes if n is not home)
         three.remove_node(lost, allow_graceful=False)
-        late = three.add_node(num_cpus=1)
+        late = three.add_node(num_cpus=1, node_ip_address="127.0.0.1")
         eventually("a worker on the node that came late", process, lambda: holds(late, "RayTrainWorker"))
         spread = finish(process, tmp_path, "spread")
     assert compare(whole, spread) == "identical"

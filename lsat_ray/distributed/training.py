@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsat_ray.config import EngineConfig
-from lsat_ray.distributed.stream import RayReader
+from lsat_ray.distributed.stream import RayReader, answer
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
 from lsat_ray.runs.folder import RESOLVED
@@ -185,7 +185,7 @@ class TrainingSessions:
             except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
                 self._errors.append(note(self._log, f"session {session} died for good", error))
             with contextlib.suppress(RayError):  # the cluster is gone: the driver hears of that by itself
-                ray.get(self.queue.give_back.remote(session, "its session died"))
+                answer(self.queue, "give_back", session, "its session died")
             if self._closed:
                 break
 
@@ -216,10 +216,14 @@ class TrainingSessions:
     def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
         self._context = [context, replayer]
-        ray.get(self.queue.open.remote(self._context))
+        ray.get(self.queue.open.remote(self._context))  # it may still be starting
 
     def run(
-        self, tasks: Sequence[Task], present: set[str], counts: Callable[[dict[str, int]], None] | None = None
+        self,
+        tasks: Sequence[Task],
+        present: set[str],
+        counts: Callable[[dict[str, int]], None] | None = None,
+        look: Callable[[], Any] | None = None,
     ) -> dict[str, Any]:
         """Submit tasks, wait for all, and return their results by key.
 
@@ -227,6 +231,7 @@ class TrainingSessions:
             tasks: in the order in which they should be taken.
             present: models that are in the store.
             counts: hears every two seconds how many tasks are waiting, running and done.
+            look: is called every two seconds: looks after others that the sessions wait for.
 
         Raises:
             TaskError: when tasks failed; the others go on, and their results wait for the next call.
@@ -235,17 +240,19 @@ class TrainingSessions:
         if not tasks:
             return {}
         keys = [t.key for t in tasks]
-        ray.get(self.queue.submit.remote(list(tasks), present))
-        while not isinstance(states := ray.get(self.queue.wait.remote(keys, WAIT_S)), dict):
+        answer(self.queue, "submit", list(tasks), present)
+        while not isinstance(states := answer(self.queue, "wait", keys, WAIT_S), dict):
             if states == LOST:
-                ray.get(self.queue.open.remote(self._context))
-                ray.get(self.queue.submit.remote(list(tasks), present))
+                answer(self.queue, "open", self._context)
+                answer(self.queue, "submit", list(tasks), present)
                 continue
             if counts:
-                counts(ray.get(self.queue.counts.remote()))
+                counts(answer(self.queue, "counts"))
             self._look()
+            if look:
+                look()
         failed = {k: str(result) for k, (state, result) in states.items() if state == "failed"}
-        ray.get(self.queue.forget.remote(list(failed or keys)))
+        answer(self.queue, "forget", list(failed or keys))
         if failed:
             raise TaskError(failed)
         self._began = True
@@ -257,7 +264,7 @@ class TrainingSessions:
         Raises:
             LsatError: when nobody is.
         """
-        began, refused = ray.get(self.queue.began.remote())
+        began, refused = answer(self.queue, "began")
         if refused:
             raise LsatError(refused)
         self._began = self._began or began
@@ -278,7 +285,7 @@ class TrainingSessions:
         self._closed = True
         deadline = time.monotonic() + END_S
         while any(t.is_alive() for t in self._threads) and time.monotonic() < deadline:
-            ray.get(self.queue.close.remote())  # again and again: a queue that was lost has forgotten it
+            answer(self.queue, "close")  # again and again: a queue that was lost has forgotten it
             for thread in self._threads:
                 thread.join(timeout=WAIT_S)
         ray.kill(self.queue)  # a driver that runs many studies would carry one along for each

@@ -1,5 +1,8 @@
 """Queue and sessions under deaths: what was lost is said again, what dies again and again ends with one line."""
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,6 +15,7 @@ from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.tasks import Context, Score
 from lsat_ray.scoring.model import Model
+from tests.chaos.test_ray_kills import descendants
 
 pytestmark = pytest.mark.ray
 TASK = Score(Model("frozen", 1, "frozen"), Slice(1, "all"))
@@ -106,3 +110,34 @@ def test_what_a_session_had_is_done_by_the_one_that_lives(ray_cluster: Any, tmp_
     assert sessions.run([TASK], set()) == {TASK.key: "done by the other"}
     sessions.close()
     assert "session 0 died for good" in (tmp_path / "train" / "sessions.log").read_text()
+
+
+def test_a_queue_that_hangs_is_killed_and_told_again(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver waited for its answer for ever."""
+    import ray
+
+    from lsat_ray.distributed import stream
+    from lsat_ray.distributed.training import CLOSED, TrainingSessions
+
+    class Worker(TrainingSessions):
+        """A session without its workers."""
+
+        def _fit(self, session: int) -> None:
+            while (task := ray.get(self.queue.take.remote(session, 1.0))) != CLOSED:
+                if task is not None:
+                    ray.get(self.queue.done.remote(task.key, "done"))
+
+    sessions = Worker(EngineConfig(workers=1), tmp_path)
+    sessions.open(Context(None, "", "", ()), None)  # type: ignore[arg-type]
+    assert sessions.run([TASK], set()) == {TASK.key: "done"}
+    (queue,) = [p for p, line in descendants(os.getpid()).items() if "ray::TrainingQueue" in line]
+    monkeypatch.setattr(stream, "ANSWER_S", 4.0)
+    os.kill(queue, signal.SIGSTOP)
+    try:
+        assert sessions.run([TASK], set()) == {TASK.key: "done"}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(queue, signal.SIGKILL)
+    sessions.close()

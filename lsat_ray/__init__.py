@@ -35,7 +35,7 @@ _HOMES = {
     "AsyncClient": "client",
     "Experiment": "config",
     "LsatError": "errors",
-    "RunReader": "report.folder",
+    "RunReader": "report.reader",
     "Model": "scoring.model",
     "STRATEGIES": "strategies",
 }

@@ -293,6 +293,9 @@ class EngineConfig(Node):
     """Steps between two states of a half-fitted adapter, from which a restarted session goes on."""
     max_failures: int = Field(2, ge=0)
     """Times that one task is tried again after its worker died; each task is counted by itself."""
+    on_failure: Literal["stop", "keep-last"] = "stop"
+    """What a replay does when a training has failed for good: end with its error, or keep serving the last good models
+    of the rows that wanted it, mark them stale, and go on. The same command tries it again."""
 
 
 class SearchConfig(Node):
@@ -473,7 +476,7 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), n
             loaded = yaml.safe_load(Path(path).read_text())
         except FileNotFoundError as error:
             raise LsatError(f"{path}: no such config; shipped ones lie in jobs/configs/") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise LsatError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise LsatError(f"{path}: expected `key: value` sections at the top, found {type(loaded).__name__}")

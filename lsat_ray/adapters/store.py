@@ -115,8 +115,8 @@ class AdapterStore:
         Returns:
             One line that says what was done.
         """
-        folder, aside = self.root / digest, self.root / f".damaged-{digest}"
-        if not folder.exists():
+        folder, aside = self.root / digest[:100], self.root / f".damaged-{digest}"
+        if not _is_name(digest) or not folder.exists():
             return f"{folder}: no such adapter; it is trained again"
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -128,6 +128,8 @@ class AdapterStore:
         Raises:
             LsatError: when the adapter is not there or its manifest is broken.
         """
+        if not _is_name(digest):
+            raise LsatError(f"adapter {digest[:80]!r}: not a name in {self.root}; {REMEDY}")
         path = self.root / digest / MANIFEST
         try:
             tree = json.loads(path.read_text())
@@ -178,6 +180,8 @@ class AdapterStore:
             raise LsatError(f"{folder / MANIFEST}: not as it was written, the file is damaged; {REMEDY}")
         for name, expected in manifest["files"].items():
             path = folder / name
+            if not _is_name(name):
+                raise LsatError(f"{folder / MANIFEST}: names {name[:80]!r}, which is not in its folder; {REMEDY}")
             if not path.is_file():
                 raise LsatError(f"{path}: missing; {REMEDY}")
             if sha256_of(path) != expected:
@@ -189,6 +193,11 @@ class AdapterStore:
         if not self.root.is_dir():
             return []
         return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and p.name in self)
+
+
+def _is_name(text: str) -> bool:
+    """Say whether a text from a file names something in a folder, and nothing above or below it."""
+    return Path(text).name == text and text not in ("", "..") and len(text) <= 100
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def locate(config: BackboneConfig) -> Path:
             f"({type(error).__name__}); check the name, log in, or download it and give its folder"
         ) from error
     return check_folder(Path(found))
+
+
+def on_this_machine(config: BackboneConfig, folder: Path) -> Path:
+    """Return the weights' folder on this machine: the driver's, or where that is not there the same commit of the hub.
+
+    Raises:
+        LsatError: when the driver's folder is of no hub model and this machine does not see it.
+    """
+    if folder.exists():
+        return folder
+    name, commit = base_name(config, folder)
+    if Path(name).is_absolute():
+        raise LsatError(
+            f"backbone.path: {socket.gethostname()} does not see {folder}; runs and models must lie on storage that "
+            "every node sees under the same path"
+        )
+    return locate(config.model_copy(update={"revision": commit}))
 
 
 def check_folder(folder: Path) -> Path:

@@ -88,11 +88,11 @@ def compare(run: Path) -> Verdict:
     Raises:
         LsatError: when the replay did not score one of them.
     """
-    from lsat_ray.report.folder import RunFolder
+    from lsat_ray.report.reader import RunReader
     from lsat_ray.scoring.promotion import judge
     from lsat_ray.scoring.served import published
 
-    current, scores = published(run), RunFolder(run).scores
+    current, scores = published(run), RunReader(run).scores
     assert current.candidate is not None
     pair = current.models[0].strategy, current.candidate.strategy
     if missing := [name for name in pair if name not in scores]:

@@ -101,11 +101,13 @@ def _read_json(path: Path, schema: pa.Schema) -> pa.Table:
     """Read the columns of a schema from JSON lines; cells that are not there are null."""
     try:
         with pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as stream:
-            return pa.json.read_json(
+            table = pa.json.read_json(
                 stream,
                 read_options=pa.json.ReadOptions(block_size=BLOCK),
                 parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
+        table.validate(full=True)  # the reader takes bytes that are no UTF-8
+        return table
     except (pa.ArrowInvalid, OSError, EOFError) as error:
         raise LsatError(_culprit(path, schema, error)) from error
 

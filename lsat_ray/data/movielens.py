@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,23 +54,22 @@ def _split_titles(separator: str) -> Callable[[Path], dict[int, str]]:
 
 def _csv_titles(path: Path) -> dict[int, str]:
     titles: dict[int, str] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        for column in ("movieId", "title"):
-            if column not in header:
-                raise LsatError(
-                    f"{path} line 1: column `{column}` is missing among {header}; add it or rename the one meant"
-                )
-        place, title = header.index("movieId"), header.index("title")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise LsatError(
-                    f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(header)}; mend or drop the row"
-                )
-            titles[_item_id(path, reader.line_num, cells[place])] = cells[title]
+    reader = csv.reader(io.StringIO(tables.decode(path.read_bytes()).removeprefix("\ufeff"), newline=""))
+    header = next(reader, [])
+    for column in ("movieId", "title"):
+        if column not in header:
+            raise LsatError(
+                f"{path} line 1: column `{column}` is missing among {header}; add it or rename the one meant"
+            )
+    place, title = header.index("movieId"), header.index("title")
+    for cells in reader:
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise LsatError(
+                f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(header)}; mend or drop the row"
+            )
+        titles[_item_id(path, reader.line_num, cells[place])] = cells[title]
     return titles
 
 

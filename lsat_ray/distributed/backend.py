@@ -14,7 +14,7 @@ import ray
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, search, serving
-from lsat_ray.distributed.stream import StreamReplayer, again
+from lsat_ray.distributed.stream import StreamReplayer, again, answer
 from lsat_ray.distributed.training import TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Reached, Weighting
@@ -65,12 +65,12 @@ class RayBackend:
 
     def arrive(self, period: int) -> None:
         """Let a period arrive."""
-        ray.get(self._replayer.arrive.remote(period))
+        answer(self._replayer, "arrive", period)
 
     def do(self, tasks: Sequence[Task], present: set[str], counts: Counts | None = None) -> dict[str, Any]:
         """Let the sessions do tasks."""
         assert self._sessions is not None
-        return self._sessions.run(tasks, present, counts)
+        return self._sessions.run(tasks, present, counts, partial(answer, self._replayer, "watermark"))
 
     def keep_search(
         self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
-from lsat_ray.report.folder import RunFolder
+from lsat_ray.report.reader import RunReader
 from lsat_ray.scoring.desk import Result
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask
@@ -278,7 +278,7 @@ class RunProgress(BaseModel):
         Raises:
             LsatError: when a file is broken.
         """
-        records = RunFolder(run_dir).ledger
+        records = RunReader(run_dir).ledger
         rows = [{**r, "model": r.get("strategy")} for r in records]
         return RunProgress(
             name=run_dir.resolve().name,

@@ -19,6 +19,9 @@ from lsat_ray.runs.search import Reached, Weighting, measure
 WHOLE = "whole"
 """Empty file in the folder of an experiment that has ended."""
 
+TRIES = 3
+"""Times that a trial whose process dies is begun."""
+
 
 def kept(name: str, root: Path) -> bool:
     """Return whether an experiment was kept to its end."""
@@ -73,7 +76,12 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
         tune.with_resources(tune.with_parameters(trial, table=ray.put(table)), {"CPU": 0.1}),
         param_space={"candidate": tune.grid_search(space)},
         tune_config=tune.TuneConfig(metric="auc", mode="max", reuse_actors=True, max_concurrent_trials=1),
-        run_config=tune.RunConfig(name=name, storage_path=str(root.resolve()), verbose=0),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(root.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=TRIES - 1),
+        ),
     )
     results = tuner.fit()
     if results.errors:

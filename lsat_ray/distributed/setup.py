@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import fingerprint, load, locate
+from lsat_ray.backbone.load import fingerprint, load, locate, on_this_machine
 from lsat_ray.config import BackboneConfig, Experiment, LoraSettings, PromptConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
@@ -73,7 +73,7 @@ class Setup:
         import torch
 
         torch.set_num_threads(self.threads)
-        backbone = load(self.backbone, Path(self.backbone_folder))
+        backbone = load(self.backbone, on_this_machine(self.backbone, Path(self.backbone_folder)))
         model, store = AdaptedBackbone(backbone, self.lora), AdapterStore(Path(self.store_root))
         return Desk(
             Recommender(model, store, self.batch_tokens, backbone.fingerprint),

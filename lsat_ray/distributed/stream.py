@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.stream import Stream
 from lsat_ray.data.windows import Samples
 
 T = TypeVar("T")
+ANSWER_S = 120.0
+"""Seconds after which an actor that should answer at once counts as hung."""
 TRIES = 5
 """Times that a reader asks again when the actor, or an object that it owned, was lost."""
 
@@ -96,6 +98,22 @@ class RayReader:
     def replayed(self, before: int, size: int, seed: int, as_of: int) -> Samples:
         """Return a reservoir of `size` samples of T_1..T_(before - 1)."""
         return again(lambda: ray.get(ray.get(self._replayer.replayed.remote(before, size, seed, as_of))))
+
+
+def answer(actor: Any, method: str, *args: Any) -> Any:
+    """Return what an actor's method returns; an actor that hangs is killed, and Ray starts it again.
+
+    Args:
+        actor: with `max_restarts` and `max_task_retries`, so that calls of others wait for it too.
+        method: one that returns within seconds and may be called twice.
+        args: of the method.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return ray.get(getattr(actor, method).remote(*args), timeout=ANSWER_S)
+        except GetTimeoutError:
+            ray.kill(actor, no_restart=False)
+    return ray.get(getattr(actor, method).remote(*args), timeout=ANSWER_S)
 
 
 def again(ask: Callable[[], T]) -> T:

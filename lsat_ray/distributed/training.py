@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 import traceback
@@ -17,10 +18,11 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsat_ray.config import EngineConfig
-from lsat_ray.distributed.stream import RayReader
+from lsat_ray.distributed.stream import RayReader, answer
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
-from lsat_ray.runs.tasks import Context, Task, TaskBook
+from lsat_ray.runs.folder import RESOLVED
+from lsat_ray.runs.tasks import Context, Task, TaskBook, TaskError
 
 if TYPE_CHECKING:
     from lsat_ray.training.engine import Engine
@@ -55,6 +57,7 @@ class TrainingQueue:
         self._context: tuple[Context, Any] | None = None
         self._changed = asyncio.Condition()
         self._starts: dict[int, int] = {}
+        self._refused = ""
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -83,9 +86,13 @@ class TrainingQueue:
         """Hear that a session has loaded its model."""
         self._starts[session] = 0
 
-    async def began(self) -> bool:
-        """Return whether any session has ever started."""
-        return bool(self._starts)
+    async def refuse(self, reason: str) -> None:
+        """Hear that a session cannot work where it was placed, however often it is started."""
+        self._refused = reason
+
+    async def began(self) -> tuple[bool, str]:
+        """Return whether any session has ever started, and why one refuses to work."""
+        return bool(self._starts), self._refused
 
     async def context(self, timeout: float) -> tuple[Context, Any] | str | None:
         """Return context and stream once they are known, `CLOSED` at the end, None after a time-out."""
@@ -178,7 +185,7 @@ class TrainingSessions:
             except BaseException as error:  # noqa: BLE001 - the driver's wait reports it
                 self._errors.append(note(self._log, f"session {session} died for good", error))
             with contextlib.suppress(RayError):  # the cluster is gone: the driver hears of that by itself
-                ray.get(self.queue.give_back.remote(session, "its session died"))
+                answer(self.queue, "give_back", session, "its session died")
             if self._closed:
                 break
 
@@ -209,10 +216,14 @@ class TrainingSessions:
     def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
         self._context = [context, replayer]
-        ray.get(self.queue.open.remote(self._context))
+        ray.get(self.queue.open.remote(self._context))  # it may still be starting
 
     def run(
-        self, tasks: Sequence[Task], present: set[str], counts: Callable[[dict[str, int]], None] | None = None
+        self,
+        tasks: Sequence[Task],
+        present: set[str],
+        counts: Callable[[dict[str, int]], None] | None = None,
+        look: Callable[[], Any] | None = None,
     ) -> dict[str, Any]:
         """Submit tasks, wait for all, and return their results by key.
 
@@ -220,26 +231,30 @@ class TrainingSessions:
             tasks: in the order in which they should be taken.
             present: models that are in the store.
             counts: hears every two seconds how many tasks are waiting, running and done.
+            look: is called every two seconds: looks after others that the sessions wait for.
 
         Raises:
-            LsatError: when a task failed, no session has started in time, or all have died.
+            TaskError: when tasks failed; the others go on, and their results wait for the next call.
+            LsatError: when no session has started in time, or all have died.
         """
         if not tasks:
             return {}
         keys = [t.key for t in tasks]
-        ray.get(self.queue.submit.remote(list(tasks), present))
-        while not isinstance(states := ray.get(self.queue.wait.remote(keys, WAIT_S)), dict):
+        answer(self.queue, "submit", list(tasks), present)
+        while not isinstance(states := answer(self.queue, "wait", keys, WAIT_S), dict):
             if states == LOST:
-                ray.get(self.queue.open.remote(self._context))
-                ray.get(self.queue.submit.remote(list(tasks), present))
+                answer(self.queue, "open", self._context)
+                answer(self.queue, "submit", list(tasks), present)
                 continue
             if counts:
-                counts(ray.get(self.queue.counts.remote()))
+                counts(answer(self.queue, "counts"))
             self._look()
-        for state, result in states.values():
-            if state == "failed":
-                raise LsatError(str(result))
-        ray.get(self.queue.forget.remote(keys))
+            if look:
+                look()
+        failed = {k: str(result) for k, (state, result) in states.items() if state == "failed"}
+        answer(self.queue, "forget", list(failed or keys))
+        if failed:
+            raise TaskError(failed)
         self._began = True
         return {k: result for k, (_, result) in states.items()}
 
@@ -249,12 +264,15 @@ class TrainingSessions:
         Raises:
             LsatError: when nobody is.
         """
+        began, refused = answer(self.queue, "began")
+        if refused:
+            raise LsatError(refused)
+        self._began = self._began or began
         if not any(t.is_alive() for t in self._threads):
             reason = self._errors[0] if self._errors else "their workers died again and again before they were ready"
             raise LsatError(
                 f"training: no session is left to train in ({reason}); see {self._log}, the same command resumes"
             )
-        self._began = self._began or ray.get(self.queue.began.remote())
         if not self._began and time.monotonic() - self._started > START_S:
             engine = self._config
             raise LsatError(
@@ -267,7 +285,7 @@ class TrainingSessions:
         self._closed = True
         deadline = time.monotonic() + END_S
         while any(t.is_alive() for t in self._threads) and time.monotonic() < deadline:
-            ray.get(self.queue.close.remote())  # again and again: a queue that was lost has forgotten it
+            answer(self.queue, "close")  # again and again: a queue that was lost has forgotten it
             for thread in self._threads:
                 thread.join(timeout=WAIT_S)
         ray.kill(self.queue)  # a driver that runs many studies would carry one along for each
@@ -303,7 +321,12 @@ def session_loop(loop: dict[str, Any]) -> None:
     work, replayer = context
     make = partial(_engine, engine, work)
     try:
+        _see(log.parent.parent)
         worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it
+    except LsatError as error:
+        stumble("before the first task", error)
+        ray.get(queue.refuse.remote(str(error)))
+        raise
     except Exception as error:
         stumble("before the first task", error)
         raise
@@ -322,6 +345,19 @@ def session_loop(loop: dict[str, Any]) -> None:
             raise
         if rank == 0:
             ray.get(queue.done.remote(task.key, result))
+
+
+def _see(run: Path) -> None:
+    """Check that this machine sees the run's folder: on a disk of its own, nobody would read what it writes.
+
+    Raises:
+        LsatError: naming machine and folder.
+    """
+    if not (run / RESOLVED).is_file():  # the driver has written it; Ray Train creates the folder itself
+        raise LsatError(
+            f"--runs-dir: {socket.gethostname()} does not see {run}; runs must lie on storage that every node sees "
+            "under the same path"
+        )
 
 
 def note(log: Path, where: str, error: BaseException) -> str:

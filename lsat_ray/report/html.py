@@ -77,7 +77,10 @@ def page(
         Section("Mean AUC", note="Left out: the run has no metrics.parquet.")
         if table is None
         else Section(
-            "Mean AUC", table=strategy_grid(table), caption=f"{_MEAN_CAPTION} {tables.noise_line(noise)}".rstrip()
+            "Mean AUC",
+            note=stale_line(run.ledger),
+            table=strategy_grid(table),
+            caption=f"{_MEAN_CAPTION} {tables.noise_line(noise)}".rstrip(),
         ),
     ]
     sections += [Section(d.title, svg=inline(d, folder), caption=d.caption) for d in drawn if d.name != "wall_clock"]
@@ -113,6 +116,18 @@ _MEAN_CAPTION = (
     "of the bootstrap's and a permutation test's by user, after Holm's correction over all rows. Grey rows need no "
     "model, or know the truth."
 )
+
+
+def stale_line(ledger: Sequence[dict[str, Any]]) -> str:
+    """Return which rows answered with older models because a training failed for good; empty where none did."""
+    behind: dict[str, list[int]] = {}
+    for record in ledger:
+        if record.get("stage") == "score" and record.get("stale"):
+            behind.setdefault(record["strategy"], []).append(record["period"])
+    if not behind:
+        return ""
+    rows = "; ".join(f"{name} on {', '.join(map(str, sorted(set(t))))}" for name, t in behind.items())
+    return f"Stale: a training failed for good, and older models answered ({rows}). The same command tries it again."
 
 
 def strategy_grid(table: pd.DataFrame) -> Grid:

@@ -69,11 +69,11 @@ class RunReader:
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
         """Records that count: the last of each stage. A last line that was cut off by a kill is left out."""
-        lines = (self._text("ledger.jsonl") or "").splitlines()
+        lines = (self._text("ledger.jsonl") or "").removesuffix("\n").split("\n")
         records: dict[tuple[Any, ...], dict[str, Any]] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = json.loads(line or "null")
             except json.JSONDecodeError as error:
                 if number == len(lines):
                     break

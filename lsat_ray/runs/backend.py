@@ -51,7 +51,8 @@ class Backend(Protocol):
             counts: hears of progress now and then.
 
         Raises:
-            LsatError: when a task cannot be done.
+            TaskError: when tasks have failed for good; the others may be asked for again, and keep what they reached.
+            LsatError: when no task can be done any more.
         """
 
     def keep_search(

@@ -21,6 +21,8 @@ from lsat_ray.files import make_folder, write_atomic
 FREE = ("engine", "serve", "name", "study", "seeds", "strategies")
 """Sections that may change between two attempts of one run: they decide where and how fast results are computed and
 which rows the table has, but no row's figures."""
+RESOLVED = "config.resolved.yaml"
+"""File with every key of the config; the first that a run writes."""
 
 
 class RunFolder:
@@ -52,7 +54,7 @@ class RunFolder:
             raise LsatError(
                 f"{self.path}: cannot be written ({above}: {error.strerror}); give another --runs-dir"
             ) from error
-        resolved = self.path / "config.resolved.yaml"
+        resolved = self.path / RESOLVED
         if not resolved.exists():
             return
         before, now = yaml.safe_load(resolved.read_text()), yaml.safe_load(self.config.to_yaml())
@@ -76,7 +78,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LsatError(f"{self.path}: another process works here; wait for it or give another --name") from error
-        write_atomic(self.path / "config.resolved.yaml", self.config.to_yaml())
+        write_atomic(self.path / RESOLVED, self.config.to_yaml())
         write_atomic(self.path / "versions.json", json.dumps(versions(), indent=2, sort_keys=True))
 
     def scores(self, strategy: str, seed: int, period: int) -> Path:

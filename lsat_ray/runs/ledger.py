@@ -35,6 +35,10 @@ class Ledger:
                 raise LsatError(
                     f"{self.path}: line {number} is not a record; delete the file to start afresh (adapters are kept)"
                 ) from error
+            if [type(part) for part in key] != [int, str, int, str]:
+                raise LsatError(
+                    f"{self.path}: line {number} is not a record; delete the file to start afresh (adapters are kept)"
+                )
             self._keep(key, record)
         if len(whole) != len(raw):  # the process died while it wrote the last line
             with self.path.open("r+b") as file:
@@ -56,7 +60,7 @@ class Ledger:
             seed: of the adapters.
             strategy: name of the table's row.
             period: 1-based.
-            stage: `search`, `score`, `publish`.
+            stage: `search`, `score`, `publish`, `stale`.
             digest: of today's plan. A record with another digest, or with none, was made by another rule under the
                 same name and does not count. None accepts any record.
         """

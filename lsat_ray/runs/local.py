@@ -15,7 +15,7 @@ from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Reached, Weighting
-from lsat_ray.runs.tasks import Context, Task, TaskBook
+from lsat_ray.runs.tasks import Context, Fit, Task, TaskBook, TaskError
 from lsat_ray.runs.worker import Worker, by_row
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.recommender import Recommender
@@ -62,7 +62,14 @@ class LocalBackend:
         book = self._book
         book.submit(list(tasks), present)
         while (task := book.take(0)) is not None:
-            book.done(task.key, self._worker.run(task))
+            try:
+                book.done(task.key, self._worker.run(task))
+            except Exception as error:
+                book.forget([task.key])
+                if self.config.engine.on_failure == "stop" or not isinstance(task, Fit):
+                    raise
+                text = " ".join(str(error).split())
+                raise TaskError({task.key: f"{task.name}: {type(error).__name__}: {text[:300]}"}) from error
             if counts:
                 counts(book.counts())
         keys = [t.key for t in tasks]

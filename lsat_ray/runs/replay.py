@@ -42,11 +42,15 @@ def _replay(run: Run, seed: int) -> None:
             _say_scores(run, seed, t)
         if t == last:
             break
-        newest = [s for s in wanted if s.last_period == t]
-        if missing := sum(s.digest not in run.store for s in newest):
-            run.say(f"period {t}: training {missing} models")
-        steps.train(run, t, newest)
+        due = [s for s in wanted if s.last_period <= t and s.digest not in run.store]
+        if any(s.last_period < t for s in due):  # failed before: tried again where it is still wanted
+            still = {s.digest for s in needed(run.strategies[seed], range(max(t, first - 1), last))}
+            due = [s for s in due if s.digest in still]
+        if due:
+            run.say(f"period {t}: training {len(due)} models")
+        failed = steps.train(run, t, due, keep=run.config.engine.on_failure == "keep-last")
         if t >= first - 1:
+            steps.mark_stale(run, seed, t, failed)
             steps.choose(run, seed, [t], keep=True)
             steps.publish(run, seed, t)
             _say_chosen(run, seed, t)

@@ -14,16 +14,18 @@ import pandas as pd
 
 from lsat_ray.baselines.naive import SUM
 from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import summarise
 from lsat_ray.files import write_atomic
 from lsat_ray.runs import search
 from lsat_ray.runs.backend import Counts
 from lsat_ray.runs.context import Run
 from lsat_ray.runs.search import Weighting
-from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task
+from lsat_ray.runs.tasks import Coefficients, Fit, Score, Task, TaskError
 from lsat_ray.scoring.gate import fit_gate
 from lsat_ray.scoring.model import Model, combine, passes
-from lsat_ray.strategies import CHOICE, Plan, Spec
+from lsat_ray.strategies import CHOICE, Plan, Spec, Strategy
+from lsat_ray.strategies.graph import closure
 
 Wanted = tuple[Model, Slice]
 """A model and the slice on which its score is wanted."""
@@ -45,9 +47,32 @@ def do(run: Run, t: int, tasks: Sequence[Task], counts: Counts | None = None) ->
     return {key: result["value"] for key, result in results.items()}
 
 
-def train(run: Run, t: int, specs: Iterable[Spec], counts: Counts | None = None) -> None:
-    """Train the models that the store does not have."""
-    do(run, t, [Fit(s) for s in specs if s.digest not in run.store], counts)
+def train(run: Run, t: int, specs: Iterable[Spec], counts: Counts | None = None, keep: bool = False) -> dict[str, str]:
+    """Train the models that the store does not have.
+
+    Args:
+        run: the run.
+        t: period under which the seconds are booked.
+        specs: parents first.
+        counts: hears of progress.
+        keep: go on without what fails for good, and without what starts from it.
+
+    Returns:
+        With `keep`, the reason of every spec that failed, by digest.
+    """
+    left, failed = [s for s in specs if s.digest not in run.store], dict[str, str]()
+    while True:
+        try:
+            do(run, t, [Fit(s) for s in left], counts)
+            return failed
+        except TaskError as error:
+            if not keep:
+                raise
+            failed |= error.failed
+        for spec in left:
+            if lost := [p.digest for p in spec.parents() if p.digest in failed]:
+                failed[spec.digest] = failed[lost[0]]
+        left = [s for s in left if s.digest not in failed]
 
 
 # scores
@@ -104,7 +129,7 @@ def choose(run: Run, seed: int, periods: Iterable[int], keep: bool = False) -> N
         keep: let the backend keep an experiment per period; a back-fill has hundreds and keeps none.
     """
     wanted = list(periods)
-    every = {s: run.plans(seed, s) for s in {s for t in wanted for s in _pool(run, t)}}
+    every = {s: _trained(run, seed, s) for s in {s for t in wanted for s in _pool(run, t)}}
     open_ = {t: _open(run, seed, t, every[t], keep) for t in wanted}
     pools = {t: [s for s in _pool(run, t) if plans.keys() <= every[s].keys()] for t, plans in open_.items()}
     known = margins(
@@ -153,13 +178,49 @@ def model(seed: int, name: str, t: int, plan: Plan, weights: Weights) -> Model:
 
 
 def models(run: Run, seed: int, t: int) -> list[Model]:
-    """Return the models of period t, their weights as the ledger has them."""
+    """Return what answers after period t: its models, their weights as the ledger has them, or older ones that stay."""
     out = []
-    for name, plan in run.plans(seed, t).items():
-        record = run.ledger.get(seed, name, t, "search", plan.digest)
-        assert record is not None, f"{name} has no weights for period {t}"
-        out.append(model(seed, name, t, plan, tuple(record["weights"])))
+    for row in run.strategies[seed]:
+        if row.plan(t) is None:
+            continue
+        found = _newest(run, seed, row, t)
+        assert found and (found.period == t or run.config.engine.on_failure == "keep-last"), f"{row.name}: none for {t}"
+        out.append(found)
     return out
+
+
+def _newest(run: Run, seed: int, row: Strategy, t: int) -> Model | None:
+    """Return a row's models of period t, or of the newest period before whose weights were chosen."""
+    for s in range(t, min(t, run.tested[0] - 1) - 1, -1):
+        if (plan := row.plan(s)) and (record := run.ledger.get(seed, row.name, s, "search", plan.digest)):
+            return model(seed, row.name, s, plan, tuple(record["weights"]))
+    return None
+
+
+def mark_stale(run: Run, seed: int, t: int, failed: dict[str, str]) -> None:
+    """Record which rows keep older models after period t because a training failed for good, and say so.
+
+    Raises:
+        LsatError: when a row has no older ones.
+    """
+    for row in run.strategies[seed] if failed else ():
+        plan = row.plan(t)
+        reason = plan and next((failed[s.digest] for s in closure(plan.specs()) if s.digest in failed), None)
+        if plan is None or reason is None:
+            continue
+        kept = _newest(run, seed, row, t - 1) if t >= run.tested[0] else None
+        if kept is None:
+            raise LsatError(f"{reason}; {row.name} has no earlier models that could stay (engine.on_failure keep-last)")
+        run.ledger.append(seed, row.name, t, "stale", digest=plan.digest, kept=kept.period, reason=reason)
+        run.say(f"period {t}: {row.name} keeps its models of period {kept.period}: {reason}")
+
+
+def _trained(run: Run, seed: int, t: int) -> dict[str, Plan]:
+    """Return the plans of period t but those whose training has failed for good (`engine.on_failure: keep-last`)."""
+    plans = run.plans(seed, t)
+    if run.config.engine.on_failure == "stop":
+        return plans
+    return {n: p for n, p in plans.items() if all(s.digest in run.store for s in p.specs())}
 
 
 def _pool(run: Run, t: int) -> range:
@@ -271,8 +332,9 @@ def measure(run: Run, seed: int, periods: Sequence[int]) -> None:
 
 
 def record(run: Run, m: Model, t: int, score: np.ndarray) -> None:
-    """Record a model's scores on D_t."""
-    record_scores(run, m.seed, m.strategy, t, score, m.calibrated, digest=m.digest)
+    """Record a model's scores on D_t; `stale` counts the periods that it is behind."""
+    stale = {"stale": t - 1 - m.period} if m.period < t - 1 else {}
+    record_scores(run, m.seed, m.strategy, t, score, m.calibrated, digest=m.digest, **stale)
 
 
 def record_scores(run: Run, seed: int, name: str, t: int, score: np.ndarray, calibrated: bool, **facts: Any) -> None:

@@ -11,6 +11,7 @@ from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
 from lsat_ray.scoring.model import Model
 
 
@@ -109,6 +110,19 @@ class Coefficients:
     def as_of(self) -> int:
         """The reader's time."""
         return max(s.period for s in self.slices)
+
+
+class TaskError(LsatError):
+    """Tasks have failed for good; the others of their batch may go on."""
+
+    def __init__(self, failed: dict[str, str]) -> None:
+        """Say why.
+
+        Args:
+            failed: the reason by the task's key; the first is the message.
+        """
+        super().__init__(next(iter(failed.values())))
+        self.failed = failed
 
 
 Task = Fit | Score | Coefficients

@@ -13,7 +13,7 @@ import torch
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import base_name, load
+from lsat_ray.backbone.load import base_name, load, on_this_machine
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.baselines.spec import ClassicalSpec
@@ -56,10 +56,13 @@ class Worker:
             reader: of the stream.
             engine: makes the engine, once the model is there.
             say: hears that a training goes on where it was interrupted.
+
+        Raises:
+            LsatError: when this machine does not see the backbone.
         """
         torch.set_num_threads(settings.threads)
         self.context, self.settings, self.reader = context, settings, reader
-        backbone = load(context.config.backbone, Path(context.backbone))
+        backbone = load(context.config.backbone, on_this_machine(context.config.backbone, Path(context.backbone)))
         self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
         self.model = AdaptedBackbone(backbone, context.config.lora, settings.checkpointing, settings.packing)
         self.store = AdapterStore(Path(context.store))

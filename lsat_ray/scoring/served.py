@@ -145,11 +145,13 @@ def read_current(run_dir: Path) -> Served | None:
     """
     path = run_dir / CURRENT
     try:
-        tree = json.loads(path.read_text())
-        return Served.from_json(tree)
+        served = Served.from_json(json.loads(path.read_text()))
+        if not all(isinstance(digest, str) for model in served.all_models for digest in model.adapters):
+            raise TypeError("an adapter is not a name")
+        return served
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise LsatError(f"{path}: broken ({error}); delete it and the backbone is served without adapters") from error
 
 

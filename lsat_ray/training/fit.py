@@ -115,8 +115,11 @@ def fit(
     with beside(model, spec, frozen) as extra:
         run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
         run.start(initial, checkpoint)
-        run.train()
-        return run.finish()
+        try:
+            run.train()
+            return run.finish()
+        finally:
+            model.eval()  # after an error too: what is scored next must not see dropout
 
 
 class _Fit:
@@ -246,7 +249,6 @@ class _Fit:
             now.candidates.append(Candidate(now.step, self.engine.snapshot(), self.evaluate()))
         best = self.choose()
         self.engine.finish()
-        self.model.eval()
         return Fitted(
             adapter=self.extra.whole(best.adapter) if self.extra else best.adapter,
             margin=best.margin,

@@ -222,6 +222,7 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
     else:
         from lsat_ray.distributed import cluster
 
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "20"
         cluster.settle()
         from lsat_ray.distributed.backend import RayBackend
 

@@ -32,7 +32,7 @@ def instrument(visit: Visit) -> None:
     files._take_place = _around(files._take_place, lambda _, final, __: f"rename {final.name[:13]}", visit)
     files._write_all = _halves(files._write_all, visit)
     for backend in _backends():
-        _method(backend, "search", lambda _, name, *__: f"search {name}", visit)
+        _method(backend, "keep_search", lambda _, name, *__: f"search {name}", visit)
         _method(backend, "publish", lambda _, models, version: f"swap {version}", visit)
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL of a process of the cluster: the run goes on by itself and ends as one that nobody disturbed."""
+"""A process of the cluster is killed or hangs: the run goes on by itself and ends as one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from tests.chaos.harness import WHOLE, Place, attempt, compare
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +46,40 @@ def descendants(pid: int) -> dict[int, str]:
     return lines
 
 
-def trained(run: Path) -> int:
-    return len(list(run.glob("adapters/*/manifest.json")))
-
-
 def arrived(run: Path) -> int:
     file = run / "watermark.json"
     return json.loads(file.read_text()) if file.exists() else 0
 
 
+def training(run: Path) -> bool:
+    return len(list(run.glob("adapters/*/manifest.json"))) >= 3
+
+
+def scoring(run: Path) -> bool:
+    return arrived(run) >= 3
+
+
 @pytest.mark.parametrize(
-    ("title", "now"),
+    ("name", "title", "port", "now", "what"),
     [
-        ("ray::TrainingQueue", lambda run: trained(run) >= 3),
-        ("ray::StreamReplayer", lambda run: trained(run) >= 3),
-        ("RayTrainWorker", lambda run: trained(run) >= 3),
-        ("ray::SERVE_REPLICA", lambda run: arrived(run) >= 3),
+        pytest.param("queue", "ray::TrainingQueue", 18610, training, signal.SIGKILL, marks=SLOW, id="queue"),
+        pytest.param("stream", "ray::StreamReplayer", 18611, training, signal.SIGKILL, marks=SLOW, id="stream"),
+        pytest.param("training-worker", "RayTrainWorker", 18612, training, signal.SIGKILL, id="training-worker"),
+        pytest.param("replica", "ray::ServeReplica", 18613, scoring, signal.SIGKILL, marks=SLOW, id="replica"),
+        pytest.param("proxy", "ray::ProxyActor", 18614, scoring, signal.SIGKILL, marks=SLOW, id="proxy"),
+        pytest.param("controller", "ray::ServeController", 18615, scoring, signal.SIGKILL, marks=SLOW, id="controller"),
+        pytest.param("trial", "ray::ImplicitFunc", 18619, Path.is_dir, signal.SIGKILL, marks=SLOW, id="trial"),
+        pytest.param("hung-worker", "RayTrainWorker", 18616, training, signal.SIGSTOP, marks=SLOW, id="hung-worker"),
+        pytest.param(
+            "hung-replica", "ray::ServeReplica", 18617, scoring, signal.SIGSTOP, marks=SLOW, id="hung-replica"
+        ),
     ],
-    ids=["queue", "stream", "training-worker", "replica-while-it-scores"],
 )
-def test_a_killed_process_costs_time_and_nothing_else(
-    whole: Path, request: pytest.FixtureRequest, title: str, now: Callable[[Path], bool]
+def test_a_process_that_dies_or_hangs_costs_time_and_nothing_else(
+    whole: Path, name: str, title: str, port: int, now: Callable[[Path], bool], what: signal.Signals
 ) -> None:
     """The run ended with up to 750 lines of traceback, or waited for ever."""
-    name = request.node.callspec.id
-    place = Place(whole, "ray", 18610 + ["queue", "stream", "training-worker", "replica-while-it-scores"].index(name))
+    place = Place(whole, "ray", port)
     killed: list[str] = []
 
     def kill(pid: int) -> None:
@@ -78,7 +88,7 @@ def test_a_killed_process_costs_time_and_nothing_else(
             victims = {p: line for p, line in descendants(pid).items() if title in line}
             if victims and now(place.folder(name)):
                 for victim, line in victims.items():
-                    os.kill(victim, signal.SIGKILL)
+                    os.kill(victim, what)
                     killed.append(line)
                 return
             time.sleep(0.05)

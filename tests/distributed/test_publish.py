@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import types
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,24 @@ def test_a_part_of_a_bulk_is_done_again_and_versions_are_not_mixed() -> None:
     dead: Any = Parts({0: [RayActorError()] * 3})
     with pytest.raises(LsatError, match="0 of 1 parts are done"):
         serving.score_bulk(dead, None, ["m"], 1)
+
+
+def test_a_bulk_has_a_time_limit_for_all_its_tries() -> None:
+    """It had none: a replica that never answered was waited for as long as it liked."""
+    waited = []
+
+    class Never:
+        def remote(self, samples: Any, names: Any, share: tuple[int, int]) -> Never:
+            return self
+
+        def result(self, timeout_s: float) -> Bulk:
+            waited.append(timeout_s)
+            raise TimeoutError("no answer")
+
+    handle: Any = types.SimpleNamespace(score_bulk=Never())
+    with pytest.raises(LsatError, match=r"0 of 1 parts are done \(TimeoutError: no answer\)"):
+        serving.score_bulk(handle, None, ["m"], 1, timeout_s=0.3)
+    assert waited and max(waited) <= 0.3 and len(waited) <= 3
 
 
 def test_a_refusal_stops_before_the_commit(tmp_path: Path) -> None:

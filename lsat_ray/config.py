@@ -395,6 +395,41 @@ class GenerativeConfig(Node):
     """Strategy that the others are compared with."""
 
 
+class RetrieverConfig(Node):
+    """Which events of a user's past stand in the prompt."""
+
+    order: Literal["recent", "retrieved", "sequential"] = "sequential"
+    """The newest; those whose titles are most like the target's, the most similar last; the same in time order."""
+    past: int = Field(60, ge=1)
+    """Newest events among which is chosen."""
+    events: int = Field(10, ge=1)
+    """K, events in the prompt."""
+
+
+class GateConfig(Node):
+    """The gate over meta-LoRAs: weights for every sample and adapted module."""
+
+    members: int = Field(4, ge=2)
+    """N, meta-LoRAs of `lora.rank` each."""
+    mix: Literal["products", "factors"] = "products"
+    """sum g B A, as in the paper, or (sum g B)(sum g A), as in its code."""
+    hidden: int = Field(60, ge=1)
+    """Hidden units of each module's gate."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the gate's logits before the softmax."""
+
+
+class RecloraConfig(Node):
+    """The rows `reclora*` and `tallrec` (methods.md 6)."""
+
+    past: int = Field(60, ge=1)
+    """Most events in the history of `din`, the frozen conventional recommender."""
+    rows: int = Field(4096, ge=1)
+    """Rows that the language model trains on, drawn from those that the recommender trains on."""
+    retriever: RetrieverConfig = RetrieverConfig()
+    gate: GateConfig = GateConfig()
+
+
 DEFAULT_STRATEGIES = (
     "full-retraining",
     "fine-tuning",
@@ -429,6 +464,7 @@ class Experiment(Node):
     replay: ReplayConfig = ReplayConfig()
     study: StudyConfig = StudyConfig()
     generative: GenerativeConfig = GenerativeConfig()
+    reclora: RecloraConfig = RecloraConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -76,6 +76,9 @@ class AdaptedBackbone(nn.Module):
         self._set_dropout()
         self._wide: dict[int, str] = {lora.rank: "slot"}
         self.fixed: frozenset[str] = frozenset()  # weights of the training slot that are not trained (InfLoRA's A)
+        self.slot, self.members = "slot", 1  # the training slot, and the meta-LoRAs in it (`personal`)
+        self.gate: Any
+        self.register_module("gate", None)  # over the meta-LoRAs
         self.magnitude: nn.Parameter | None
         self.register_parameter("magnitude", None)  # SD-LoRA's; set by `frozen.Beside`
         self._decoder = [self.peft.get_base_model().get_decoder()]  # in a list: not a second registration
@@ -93,7 +96,7 @@ class AdaptedBackbone(nn.Module):
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         if self.lora.dropout:
-            layers = self._layers()
+            layers = self.layers()
             for number, name in enumerate(sorted(layers)):
                 layers[name].lora_dropout["slot"] = Dropout(self.lora.dropout, number)
 
@@ -107,9 +110,9 @@ class AdaptedBackbone(nn.Module):
         """The adapted decoder, without the head."""
         return self._decoder[0]
 
-    def slot_parameters(self, slot: str = "slot") -> dict[str, nn.Parameter]:
-        """Return a slot's LoRA weights by PEFT's file names, in the model's order."""
-        mark = f".{slot}.weight"
+    def slot_parameters(self, slot: str | None = None) -> dict[str, nn.Parameter]:
+        """Return the LoRA weights of a slot (None: the training slot) by PEFT's file names, in the model's order."""
+        mark = f".{slot or self.slot}.weight"
         found = {}
         for name, parameter in self.peft.named_parameters():
             if name.endswith(mark) and ".lora_" in name:
@@ -117,14 +120,16 @@ class AdaptedBackbone(nn.Module):
         return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return what an optimizer may change: the training slot without what is fixed, and SD-LoRA's magnitudes."""
+        """Return what an optimizer may change: the training slot without what is fixed, magnitudes (SD-LoRA), gate."""
         found = {k: v for k, v in self.slot_parameters().items() if k not in self.fixed}
+        if self.gate is not None:
+            found |= {f"gate.{k}": v for k, v in self.gate.named_parameters()}
         return found if self.magnitude is None else {**found, "magnitude": self.magnitude}
 
     def reset(self, seed: int) -> None:
         """Initialise the training slot: A kaiming-uniform from the seed alone, B zero (methods.md 1b)."""
         generator = torch.Generator().manual_seed(seed)
-        self.use_slot("slot", self.lora.alpha / self.lora.rank)
+        self.use_slot(self.slot, self.lora.alpha / self.lora.rank)
         with torch.no_grad():
             for name, parameter in self.slot_parameters().items():
                 if ".lora_A." in name:
@@ -133,6 +138,8 @@ class AdaptedBackbone(nn.Module):
                     parameter.copy_(values)
                 else:
                     parameter.zero_()
+        if self.gate is not None:
+            self.gate.reset(generator)
 
     def wear(self, adapter: Adapter) -> None:
         """Copy an adapter into the slot of its rank and switch to it.
@@ -160,11 +167,11 @@ class AdaptedBackbone(nn.Module):
         """Make a slot the only active one, its update scaled by `scale`."""
         if self.peft.active_adapter != slot:
             self.peft.set_adapter(slot)
-        for module in self._layers().values():
+        for module in self.layers().values():
             if slot in module.scaling:
                 module.scaling[slot] = scale
 
-    def _layers(self) -> dict[str, Any]:
+    def layers(self) -> dict[str, Any]:
         """Return PEFT's LoRA layers by name."""
         from peft.tuners.lora import LoraLayer
 
@@ -174,7 +181,7 @@ class AdaptedBackbone(nn.Module):
         """Return a copy of the training slot, magnitudes included where there are some."""
         live = {**self.slot_parameters(), **self.trainable()}
         state = {k: v.detach().float().cpu().clone() for k, v in live.items()}
-        return Adapter(state, self.lora.rank, self.lora.alpha)
+        return Adapter(state, self.lora.rank * self.members, self.lora.alpha * self.members)
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Copy what `snapshot` gave back into the training slot (and its magnitudes)."""
@@ -192,6 +199,16 @@ class AdaptedBackbone(nn.Module):
         """Return the logits of (No, Yes) at each target's answer, float32 [N, 2].
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
+
+        Raises:
+            LsatError: when a gate is to mix for samples that share tokens, or whose vectors are missing.
         """
-        read = answer_states(self.decoder, batch, self.checkpointing, self.packing).float()
+        if self.gate is not None:
+            if batch.profile is None or len(batch.prefix) or len(batch.answer) != len(batch.tokens):
+                raise LsatError(
+                    "reclora: one prompt with its own vector is needed per sample; set prompt.layout: exact"
+                )
+            self.gate.weights = self.gate(batch.profile)
+        packing = self.packing and self.gate is None
+        read = answer_states(self.decoder, batch, self.checkpointing, packing).float()
         return read @ self.head.T + self.head_bias  # type: ignore[operator]

@@ -6,11 +6,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from lsat_ray.config import LoraSettings, PromptConfig, Recipe
+from lsat_ray.config import GateConfig, LoraSettings, PromptConfig, Recipe, RetrieverConfig
 from lsat_ray.data.periods import Slice
 
 
@@ -36,6 +36,41 @@ class Frozen:
     O-LoRA penalty; `inf`: added, A fixed orthogonal to earlier input subspaces (InfLoRA)."""
     weight: float = 1.0
     """Weight of the O-LoRA penalty."""
+
+
+class Recommender(Protocol):
+    """The spec of a conventional recommender (`baselines.spec`, a later room)."""
+
+    @property
+    def digest(self) -> str:
+        """Its name in the store."""
+
+    @property
+    def last_period(self) -> int:
+        """Newest period that it has seen."""
+
+
+@dataclass(frozen=True)
+class Reclora:
+    """What makes an adapter one of RecLoRA, or of its ablations (methods.md 6); each part may be missing."""
+
+    rows: int | None
+    """Train on that many of the rows, drawn uniformly from the seed (Few2Many); None: on all."""
+    retriever: RetrieverConfig | None
+    """What stands in the prompt; None: the samples' own history."""
+    gate: GateConfig | None
+    """Over meta-LoRAs of `lora`'s shape; None: one LoRA."""
+    recommender: Recommender | None
+    """Frozen, its vectors feed the gate; None exactly without a gate."""
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the parts as JSON-ready values; the recommender appears by digest."""
+        return {
+            "rows": self.rows,
+            "retriever": self.retriever and self.retriever.model_dump(mode="json"),
+            "gate": self.gate and self.gate.model_dump(mode="json"),
+            "recommender": self.recommender and self.recommender.digest,
+        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +100,7 @@ class AdapterSpec:
     """Rows drawn by reservoir sampling from all earlier periods' training rows and added to the training rows."""
     half_life: float | None = None
     """Samples of the stream after which a training row counts half (None: all count alike)."""
+    reclora: Reclora | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -90,6 +126,8 @@ class AdapterSpec:
         }
         if self.half_life is not None:  # named only where it is set: adapters from before it keep their names
             tree["half_life"] = self.half_life
+        if self.reclora is not None:
+            tree["reclora"] = self.reclora.manifest()
         if self.frozen:
             tree["frozen"] = {
                 "adapters": [a.digest for a in self.frozen.adapters],
@@ -120,9 +158,11 @@ class AdapterSpec:
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.last_period]).generate_state(1, np.uint64)[0])
 
-    def parents(self) -> tuple[AdapterSpec, ...]:
-        """Return the adapters that must exist before this one can be trained."""
-        return ((self.init,) if self.init else ()) + (self.frozen.adapters if self.frozen else ())
+    def parents(self) -> tuple[Any, ...]:
+        """Return the specs of the models that must exist before this one can be trained."""
+        recommender = self.reclora and self.reclora.recommender
+        adapters = ((self.init,) if self.init else ()) + (self.frozen.adapters if self.frozen else ())
+        return adapters + ((recommender,) if recommender else ())
 
     @property
     def last_period(self) -> int:

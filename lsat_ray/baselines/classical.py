@@ -34,6 +34,7 @@ MODELS: dict[ModelName, Model] = {
     "gru4rec": Model(fit_network, score_network),
     "caser": Model(fit_network, score_network),
     "sasrec": Model(fit_network, score_network),
+    "din": Model(fit_network, score_network),
     "logistic": Model(fit_logistic, score_logistic),
 }
 

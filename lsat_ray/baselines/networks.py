@@ -1,4 +1,4 @@
-"""The five trained recommenders as torch modules: (user, last H items with labels, target) -> score (methods.md 4).
+"""The six trained recommenders as torch modules: (user, last H items with labels, target) -> score (methods.md 4).
 
 Every network adds a linear head over side features to its own score, so that it learns what the features leave over.
 """
@@ -215,8 +215,42 @@ class SASRec(Sequence):
         return (state * target).sum(1) / state.shape[1] ** 0.5
 
 
+class DIN(Sequence):
+    """Deep Interest Network (Zhou 2018): the target attends to a long history, without softmax (methods.md 6).
+
+    The attention's products are averaged over the events, and the plain mean of the events is read beside them (ours).
+    """
+
+    def __init__(self, sizes: Sizes, recipe: ClassicalRecipe) -> None:
+        super().__init__(sizes, recipe)
+        width = recipe.width
+        self.none = sizes.items  # what stands where there is no event
+        self.users = embedding(sizes.users, width, recipe.init_scale)
+        self.attention = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.deep = nn.Sequential(
+            nn.Linear(4 * width, 2 * width), nn.ReLU(), Dropout(recipe.dropout), nn.Linear(2 * width, width), nn.ReLU()
+        )
+        self.out = nn.Linear(width, 1)
+
+    def represent(self, batch: Batch) -> Tensor:
+        """Return the last hidden layer for (user, history, target), [B, width]."""
+        events, target = self.events_and_target(batch)
+        events = self.dropout(events)
+        real = (batch.history != self.none).to(events.dtype)[..., None]
+        share = real / real.sum(1, keepdim=True).clamp(min=1)
+        beside = target[:, None].expand_as(events)
+        weight = self.attention(torch.cat((beside, events, beside - events, beside * events), -1))
+        interest, mean = ((w * events).sum(1) for w in (weight * share, share))
+        hidden: Tensor = self.deep(torch.cat((interest, mean, target, self.users(batch.user)), 1))
+        return hidden
+
+    def interaction(self, batch: Batch) -> Tensor:
+        """Return w . represent(batch), [B]."""
+        return self.out(self.represent(batch)).squeeze(1)  # type: ignore[no-any-return]
+
+
 def build(model: str, sizes: Sizes, recipe: ClassicalRecipe, titles: Tensor) -> Network:
     """Return a fresh network; weights come from torch's global generator."""
     if model == "deepmusic":
         return DeepMusic(sizes, recipe, titles)
-    return {"mf": MF, "gru4rec": GRU4Rec, "caser": Caser, "sasrec": SASRec}[model](sizes, recipe)
+    return {"mf": MF, "gru4rec": GRU4Rec, "caser": Caser, "sasrec": SASRec, "din": DIN}[model](sizes, recipe)

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from lsat_ray.config import ClassicalRecipe
 from lsat_ray.data.periods import Slice
 
-ModelName = Literal["mf", "deepmusic", "gru4rec", "caser", "sasrec", "logistic"]
+ModelName = Literal["mf", "deepmusic", "gru4rec", "caser", "sasrec", "din", "logistic"]
 SIDES: dict[str, Literal["online", "period"]] = {"+side": "online", "+side@period": "period"}
 """What follows a model's name where side features go with it; a bare name follows the recipe: none by default."""
 LEARNERS = tuple(model + suffix for model in get_args(ModelName) for suffix in ("", *SIDES))
@@ -44,6 +44,10 @@ class ClassicalSpec:
     """Model to continue from (None: fresh weights from the seed)."""
     keep_old: bool = False
     """With `init`: return the initial weights when no epoch beats them on the validation rows."""
+    past: int | None = None
+    """Most events in a history, of the user's whole past (None: the samples' own)."""
+    rows: int | None = None
+    """Train on that many rows, drawn uniformly (None: on all)."""
 
     @cached_property
     def digest(self) -> str:
@@ -52,6 +56,7 @@ class ClassicalSpec:
 
     def manifest(self) -> dict[str, Any]:
         """Return the spec as JSON-ready values; the initial model appears by digest."""
+        longer = {name: value for name in ("past", "rows") if (value := getattr(self, name)) is not None}
         return {
             "kind": "classical",
             "model": self.model,
@@ -63,12 +68,14 @@ class ClassicalSpec:
             "warmup": self.warmup,
             "init": self.init.digest if self.init else None,
             "keep_old": self.keep_old,
+            **longer,  # named only where set: models from before keep their names
         }
 
     @staticmethod
     def from_manifest(tree: dict[str, Any]) -> ClassicalSpec:
         """Read what `manifest` wrote, to score with: the initial model, which only fitting needs, is left out."""
         kept: dict[str, Any] = {k: tree[k] for k in ("model", "data", "seed", "warmup", "keep_old")}
+        kept |= {k: tree[k] for k in ("past", "rows") if k in tree}
         kept |= {k: tuple(Slice(*s) for s in tree[k]) for k in ("train", "validation")}
         return ClassicalSpec(recipe=ClassicalRecipe(**tree["recipe"]), **kept)
 

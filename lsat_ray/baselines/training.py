@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lsat_ray.baselines.features import side_columns, side_of, title_vectors
-from lsat_ray.baselines.networks import Batch, Network, Sizes, build
+from lsat_ray.baselines.networks import DIN, Batch, Network, Sizes, build
 from lsat_ray.baselines.spec import ClassicalRecipe, ClassicalSpec
+from lsat_ray.data.past import few, lengthened
 from lsat_ray.data.periods import Periods
 from lsat_ray.data.windows import Samples, concatenate
+from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import auc
 
 State = dict[str, torch.Tensor]
@@ -42,8 +44,10 @@ class Fitted:
 
 
 def training_rows(spec: ClassicalSpec, periods: Periods) -> Samples:
-    """Return the rows that a spec trains on: its slices, and the warm-up when it asks for it."""
+    """Return the rows that a spec trains on: its slices, or some of them, and the warm-up when it asks for it."""
     rows = periods.select(spec.train)
+    if spec.rows is not None:
+        rows = few(rows, spec.rows, spec.seed)
     before = periods.borders[0]
     if not spec.warmup or before == 0 or spec.recipe.warmup_rows == 0:
         return rows
@@ -70,6 +74,13 @@ def to_batch(samples: Samples, side: np.ndarray, sizes: Sizes) -> Batch:
     )
 
 
+def inputs(spec: ClassicalSpec, periods: Periods, samples: Samples, sizes: Sizes) -> Batch:
+    """Return samples as the model of a spec sees them: with its side features and as much history as it reads."""
+    if spec.past is not None:
+        samples = lengthened(periods.samples, samples, spec.past)
+    return to_batch(samples, side_of(spec, periods), sizes)
+
+
 def sizes_of(spec: ClassicalSpec, periods: Periods) -> Sizes:
     """Return table sizes for the log's global vocabulary: ids not trained on keep their random start."""
     samples = periods.samples
@@ -83,15 +94,14 @@ def fit_network(spec: ClassicalSpec, periods: Periods, initial: State | None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         network, sizes = _network(spec, periods)
-        table = side_of(spec, periods)
         rows = training_rows(spec, periods)
-        train, y = to_batch(rows, table, sizes), torch.from_numpy(rows.label.astype(np.float32))
+        train, y = inputs(spec, periods, rows, sizes), torch.from_numpy(rows.label.astype(np.float32))
         if initial is None:
             _solve_side(network, train.side, y, spec.recipe.loss)
         else:
             network.load_state_dict(initial)
         held = periods.select(spec.validation)
-        valid = to_batch(held, table, sizes)
+        valid = inputs(spec, periods, held, sizes)
         start, optimiser = _copy(network), _optimiser(network, spec)
 
         def a_pass(epoch: int) -> tuple[State, float]:
@@ -133,18 +143,37 @@ def patient(
 
 def score_network(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> np.ndarray:
     """Return the scores of samples, float64 [N]."""
+    network, batch = _loaded(spec, state, periods, samples)
+    return predict(network, batch)
+
+
+def represent(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> np.ndarray:
+    """Return what a frozen recommender says of each sample beside its score, float32 [N, width].
+
+    Raises:
+        LsatError: when the model is none that represents samples.
+    """
+    network, batch = _loaded(spec, state, periods, samples)
+    if not isinstance(network, DIN):
+        raise LsatError(f"{spec.model}: it gives no vector of a sample; RecLoRA's gate reads din")
+    return predict(network, batch, network.represent).astype(np.float32)
+
+
+def _loaded(spec: ClassicalSpec, state: State, periods: Periods, samples: Samples) -> tuple[Network, Batch]:
     with torch.random.fork_rng(devices=[]):
         network, sizes = _network(spec, periods)
     network.load_state_dict(state)
-    return predict(network, to_batch(samples, side_of(spec, periods), sizes))
+    return network, inputs(spec, periods, samples, sizes)
 
 
 @torch.no_grad()
-def predict(network: Network, batch: Batch, rows: int = 4096) -> np.ndarray:
-    """Return scores, float64 [N], in chunks of `rows`; the network is left in evaluation mode."""
+def predict(
+    network: Network, batch: Batch, what: Callable[[Batch], Tensor] | None = None, rows: int = 4096
+) -> np.ndarray:
+    """Return scores (or what `what` says), float64 [N, ...], in chunks; the network is left in evaluation mode."""
     network.eval()
     n = len(batch.user)
-    parts = [network(Batch(*(c[i : i + rows] for c in batch))) for i in range(0, n, rows)]
+    parts = [(what or network)(Batch(*(c[i : i + rows] for c in batch))) for i in range(0, n, rows)]
     return torch.cat(parts).double().numpy() if parts else np.empty(0)
 
 

@@ -42,6 +42,8 @@ class Encoded:
     """int32 [T], first token of the sequence (its own index within the sequence) that this token may see."""
     weight: np.ndarray | None = None
     """float32 [N], weight of each target in the training loss, 1 on average (None: all 1)."""
+    profile: np.ndarray | None = None
+    """float32 [S, P], what a conventional recommender says of each sequence's target (RecLoRA)."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,6 +83,8 @@ class Batch:
     """(seed, step) of the dropout masks; None where nothing is dropped."""
     weight: torch.Tensor | None = None
     """float32 [N], weight of each target in the training loss; None: all 1."""
+    profile: torch.Tensor | None = None
+    """float32 [B, P]."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; on its way to a GPU it is pinned, so that the copy does not wait."""
@@ -89,7 +93,7 @@ class Batch:
         def move(t: torch.Tensor) -> torch.Tensor:
             return (t.pin_memory() if pinned and not t.is_cuda else t).to(device, non_blocking=True)
 
-        mask, weight = (None if t is None else move(t) for t in (self.mask, self.weight))
+        mask, weight, profile = (None if t is None else move(t) for t in (self.mask, self.weight, self.profile))
         return Batch(
             move(self.prefix),
             move(self.tokens),
@@ -101,6 +105,7 @@ class Batch:
             self.index,
             self.noise,
             weight,
+            profile,
         )
 
 
@@ -149,6 +154,7 @@ def collate(encoded: Encoded, sequences: np.ndarray, pad: int = 0, noise: tuple[
         index=index,
         noise=noise,
         weight=None if encoded.weight is None else torch.from_numpy(encoded.weight[index]),
+        profile=None if encoded.profile is None else torch.from_numpy(encoded.profile[sequences]),
     )
 
 
@@ -196,6 +202,31 @@ def join(parts: list[Encoded]) -> Encoded:
         segment=column("segment"),
         window=column("window"),
         weight=column("weight"),
+        profile=column("profile"),
+    )
+
+
+def apart(encoded: Encoded, profile: np.ndarray) -> Encoded:
+    """Return the encoding with vectors of its sequences, each sequence with the prefix as its own first tokens.
+
+    Args:
+        encoded: of one layout without positions or masks of its own.
+        profile: float32 [S, P].
+
+    Raises:
+        LsatError: for another layout.
+    """
+    if encoded.position is not None or len(encoded.row) != len(encoded):
+        raise LsatError("prompt.layout: reclora needs one prompt a sample; set it to exact")
+    width = len(encoded.prefix)
+    tokens = [np.concatenate([encoded.prefix, own]) for own in np.split(encoded.tokens, encoded.offsets[1:-1])]
+    return replace(
+        encoded,
+        prefix=encoded.prefix[:0],
+        tokens=np.concatenate(tokens),
+        offsets=encoded.offsets + width * np.arange(len(encoded) + 1),
+        answer=encoded.answer + width * (encoded.sequence + 1),
+        profile=profile,
     )
 
 

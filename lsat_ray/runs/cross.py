@@ -9,7 +9,7 @@ from lsat_ray.data.periods import Slice
 from lsat_ray.files import write_atomic
 from lsat_ray.runs import steps
 from lsat_ray.runs.context import Run
-from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES, Model
+from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES, RECLORA, Model
 from lsat_ray.strategies import RULES, Strategy
 
 FILE = "cross.parquet"
@@ -50,7 +50,7 @@ def _wanted(run: Run, seed: int) -> list[steps.Wanted]:
             if (plan := row.plan(t)) is not None:
                 wanted.append((steps.model(seed, row.name, t, plan, plan.grid[0]), Slice(last, "all")))
     # Merges in parameter space would each need passes of their own, and share their items with the ensemble.
-    kinds = (FROZEN, "single", CLASSICAL, *OUTPUT_MERGES)
+    kinds = (FROZEN, "single", CLASSICAL, RECLORA, *OUTPUT_MERGES)
     later = [Slice(t, "all") for t in range(split(run) + 1, last + 1)]
     wanted += [(m, s) for m in steps.models(run, seed, split(run)) if m.merge in kinds for s in later]
     for k in run.config.study.lags:

@@ -18,13 +18,15 @@ from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import EngineConfig
+from lsat_ray.data.past import few
 from lsat_ray.data.periods import Slice
 from lsat_ray.data.stream import Reader
 from lsat_ray.data.windows import concatenate
 from lsat_ray.prompts.batch import Encoded, join
 from lsat_ray.prompts.encode import Encoder
+from lsat_ray.runs.reclora import Reclora
 from lsat_ray.runs.tasks import Coefficients, Context, Fit, Score, Task
-from lsat_ray.scoring.model import CLASSICAL, IN_CONTEXT
+from lsat_ray.scoring.model import CLASSICAL, IN_CONTEXT, RECLORA
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.score import score
 from lsat_ray.training.checkpoint import Checkpointer
@@ -69,6 +71,7 @@ class Worker:
         self.recommender = Recommender(self.model, self.store, settings.batch_tokens)
         self.engine = engine(self.model)
         self.states = Checkpointer(self.store.root.parent / "train" / "states", settings.checkpoint_every)
+        self.reclora = Reclora(self.reader, self.encoder, self.model, self.store)
         self._say = say
         self._encoded: dict[tuple[Slice, bool], Encoded] = {}
 
@@ -114,8 +117,13 @@ class Worker:
 
     def _fit_adapter(self, spec: AdapterSpec, as_of: int) -> dict[str, Any]:
         began = time.perf_counter()
-        train = self.encode(spec.train, as_of)
-        validation = self.encode(spec.validation, as_of, scoring=True)
+        if spec.reclora:
+            how, rows = spec.reclora.manifest(), concatenate(self.reader.read(spec.train, as_of))
+            train = self.reclora.encode(how, few(rows, spec.reclora.rows or len(rows), spec.seed), as_of)
+            validation = self.reclora.encode(how, concatenate(self.reader.read(spec.validation, as_of)), as_of)
+        else:
+            train = self.encode(spec.train, as_of)
+            validation = self.encode(spec.validation, as_of, scoring=True)
         if spec.replay:
             earlier = self.reader.replayed(max(s.period for s in spec.train), spec.replay, spec.seed, as_of)
             train = join([train, self.encoder(earlier)]) if len(earlier) else train
@@ -170,6 +178,9 @@ class Worker:
             return self._classical(task) if self.engine.rank == 0 else None
         if task.model.merge == IN_CONTEXT:
             return self._in_context(task) if self.engine.rank == 0 else None
+        if task.model.merge == RECLORA:
+            with self.engine.whole(self.model):
+                return self.reclora.score(task.model.adapters[0], task.slice, task.as_of, self.settings.batch_tokens)
         encoded = self.encode([task.slice], task.as_of, scoring=True)
         self.recommender.prepare([task.model])
         ((_, adapter),) = self.recommender.passes(task.model)

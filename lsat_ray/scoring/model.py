@@ -14,9 +14,9 @@ from lsat_ray.scoring.gate import gated
 
 OUTPUT_MERGES = ("output-ensemble", "gated-ensemble")
 """Merges of scores: one forward pass per member, where a merge of parameters takes one for all."""
-FROZEN, CLASSICAL, IN_CONTEXT = "frozen", "classical", "in-context"
+FROZEN, CLASSICAL, IN_CONTEXT, RECLORA = "frozen", "classical", "in-context", "reclora"
 """What merges nothing: the backbone alone; a recommender without a language model; the backbone with solved samples in
-its prompt."""
+its prompt; an adapter that needs a retriever or a conventional recommender beside it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Model:
     @property
     def served(self) -> bool:
         """Whether the endpoint can answer with it; the others are scored by the workers."""
-        return self.merge not in (CLASSICAL, IN_CONTEXT)
+        return self.merge not in (CLASSICAL, IN_CONTEXT, RECLORA)
 
     @property
     def calibrated(self) -> bool:

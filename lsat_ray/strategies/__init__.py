@@ -15,6 +15,7 @@ from lsat_ray.strategies.long_term import LongTerm
 from lsat_ray.strategies.lsat import LsatEN, LsatENFull, LsatTA
 from lsat_ray.strategies.merged import MERGED
 from lsat_ray.strategies.recency import Recency
+from lsat_ray.strategies.reclora import RECLORA_ROWS
 from lsat_ray.strategies.short_term import ShortTerm
 from lsat_ray.strategies.untrained import BookGPT, Frozen
 
@@ -38,6 +39,7 @@ STRATEGIES: dict[str, Factory] = {
     **MERGED,
     **EVOLVING,
     **CUMULATIVE,
+    **RECLORA_ROWS,
     **{f"{learner}/{name}": _with(learner, rule) for learner in LEARNERS for name, rule in RULES.items()},
     BookGPT.name: BookGPT,
     Frozen.name: Frozen,

@@ -60,6 +60,7 @@ class Setting:
             warmup=init is None,  # the nano backbone sees the warm-up too; a chain has seen it in its first link
             init=init,
             keep_old=keep_old,
+            past=self.config.reclora.past if model == "din" else None,
         )
 
     def adapter(

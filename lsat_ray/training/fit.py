@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.adapters.personal import personal
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
@@ -112,7 +113,9 @@ def fit(
         raise LsatError(
             f"adapter {spec.digest[:12]}: lora of the spec and of the model differ ({pairs}); make both from one config"
         )
-    with beside(model, spec, frozen) as extra:
+    gate = spec.reclora.gate if spec.reclora else None
+    width = 0 if train.profile is None else train.profile.shape[1]
+    with personal(model, gate, width), beside(model, spec, frozen) as extra:
         run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
         run.start(initial, checkpoint)
         try:

@@ -90,7 +90,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(
     tiny_experiment: Experiment, tmp_path: Path, order: Any, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Die at every so many records of the ledger, each time going on with the same call."""
-    names = ("full-retraining", "fine-tuning", "lsat-en", "lsat-ta", "mf/fine-tuning")
+    names = ("full-retraining", "fine-tuning", "lsat-en", "lsat-ta", "mf/fine-tuning", "reclora")
     config = quick(tiny_experiment, strategies=names)
     expected = go(config, tmp_path / "whole", order)
     append, written = Ledger.append, 0

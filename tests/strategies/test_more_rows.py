@@ -9,7 +9,7 @@ from lsat_ray.adapters.spec import Regulariser
 from lsat_ray.config import Experiment, ReplayConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES
+from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES, RECLORA
 from lsat_ray.strategies import CHOICE, STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.cumulative import CUMULATIVE
 from lsat_ray.strategies.evolving import EVOLVING
@@ -145,9 +145,9 @@ def test_every_plan_can_be_carried_out(name: str) -> None:
         if made.merge == CHOICE:
             assert len(made.grid) == len(made.adapters) > 1
             continue
-        assert made.merge in {"single", FROZEN, CLASSICAL, IN_CONTEXT, *OUTPUT_MERGES, *PARAMETER_MERGES}
+        assert made.merge in {"single", FROZEN, CLASSICAL, IN_CONTEXT, RECLORA, *OUTPUT_MERGES, *PARAMETER_MERGES}
         assert bool(made.grid) != bool(made.learned)
-        assert (made.merge in ("single", CLASSICAL)) == (len(made.adapters) == 1)
+        assert (made.merge in ("single", CLASSICAL, RECLORA)) == (len(made.adapters) == 1)
         if made.adapters:
             assert all(len(w) == len(made.adapters) for w in made.grid)
 

@@ -8,12 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsat_ray.adapters.spec import AdapterSpec, Frozen, Regulariser
-from lsat_ray.config import Experiment, LoraSettings, PromptConfig, Recipe, ReplayConfig, SearchConfig
+from lsat_ray.adapters.spec import AdapterSpec, Frozen, Reclora, Regulariser
+from lsat_ray.config import (
+    Experiment,
+    GateConfig,
+    LoraSettings,
+    PromptConfig,
+    Recipe,
+    ReplayConfig,
+    RetrieverConfig,
+    SearchConfig,
+)
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.strategies import STRATEGIES, Setting, make
 from lsat_ray.strategies.graph import closure, needed
+from lsat_ray.strategies.reclora import RECLORA_ROWS
 
 TABLE_2 = ("full-retraining", "fine-tuning", "short-term", "long-term", "lsat-en", "lsat-en-full", "lsat-ta")
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -200,6 +210,16 @@ VALUES: dict[str, st.SearchStrategy] = {
     ),
     "replay": st.integers(0, 1000),
     "half_life": st.one_of(st.none(), weights),
+    "reclora": st.one_of(
+        st.none(),
+        st.builds(
+            Reclora,
+            rows=st.one_of(st.none(), st.integers(1, 9)),
+            retriever=st.one_of(st.none(), st.builds(RetrieverConfig, events=st.integers(1, 9))),
+            gate=st.one_of(st.none(), st.builds(GateConfig, members=st.integers(2, 9))),
+            recommender=st.sampled_from([None, PARENT]),
+        ),
+    ),
 }
 
 
@@ -242,3 +262,19 @@ def test_the_digest_is_the_same_in_another_process() -> None:
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     here = STRATEGIES["fine-tuning"](Setting("b", "d", Experiment(), 3)).plan(4).adapters[0].digest
     assert there == here
+
+
+def test_the_ablations_of_reclora_differ_in_one_part_each() -> None:
+    found = {n: STRATEGIES[n](setting()).plan(3).adapters[0] for n in RECLORA_ROWS}  # type: ignore[union-attr]
+    parts = {n: s.reclora for n, s in found.items()}
+    whole = parts["reclora"]
+    assert whole.recommender.last_period == 3
+    assert replace(parts["reclora-no-gate"], gate=whole.gate, recommender=whole.recommender) == whole
+    assert replace(parts["reclora-no-retriever"], retriever=whole.retriever) == whole
+    assert parts["reclora-no-retriever"].retriever.order == "recent"
+    assert replace(parts["reclora-no-few2many"], recommender=whole.recommender) == whole
+    assert parts["reclora-no-few2many"].recommender.rows == whole.rows, "the recommender sees the few rows, too"
+    assert replace(parts["reclora-factors"], gate=whole.gate) == whole
+    assert len({s.digest for s in found.values()}) == len(RECLORA_ROWS)
+    (full,) = STRATEGIES["full-retraining"](setting()).plan(3).adapters  # type: ignore[union-attr]
+    assert {replace(s, reclora=None).digest for s in found.values()} == {full.digest}

@@ -88,7 +88,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[
     """Yield every cell of the map: its knobs, and its study by backbone. The number of samples is the same in all."""
     whole = load(options.config).data.keep_last
     assert whole is not None, "the map's config says how long its stream is (data.keep_last)"
-    for drift, half_life, rows in itertools.product(options.drift, options.half_life, options.rows):
+    for half_life, rows, drift in itertools.product(options.half_life, options.rows, options.drift):
         number = whole // rows
         fixed = (
             f"data.synthetic.drift={drift:g}",

@@ -16,8 +16,8 @@ from lsat_ray.errors import LsatError
 
 URL = "http://127.0.0.1:8000"
 """Where an endpoint listens unless told otherwise."""
-AGAIN = (429, 503)
-"""Answers after which a request is sent again."""
+AGAIN = (429, 500, 502, 503, 504)
+"""Answers after which a request is sent again: busy, or (500) lost by Serve's proxy with a replica that died."""
 
 History = Iterable[tuple[str, bool]]
 """(title, liked) of a user's items, oldest first."""
@@ -128,7 +128,7 @@ def _models() -> _Call[list[ServedModel]]:
 
 
 class Client:
-    """Ask an endpoint; 429, 503 and lost connections are tried again, as often and as long as is said.
+    """Ask an endpoint; `AGAIN` and lost connections are tried again, as often and as long as is said.
 
     Every question may be asked twice: answers change nothing. All calls raise LsatError with the endpoint's words, or
     when it cannot be reached.

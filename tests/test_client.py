@@ -37,9 +37,9 @@ def busy(status: int) -> httpx.Response:
 
 
 def test_busy_answers_and_lost_connections_are_tried_again() -> None:
-    client, seen = scripted(busy(429), busy(503), httpx.Response(200, json=SCORE))
+    client, seen = scripted(busy(429), busy(503), httpx.Response(500), httpx.Response(200, json=SCORE))
     assert client.score([("a", True)], "b").probability == 0.5
-    assert [str(r.url) for r in seen] == ["http://x/run/v1/score"] * 3
+    assert [str(r.url) for r in seen] == ["http://x/run/v1/score"] * 4
     assert seen[0].headers["Authorization"] == "Bearer t"
 
 

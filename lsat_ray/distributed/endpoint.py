@@ -194,7 +194,7 @@ def build_app(
         503: {"model": Problems, "description": "A file of the run folder is broken."}
     }
 
-    @app.get("/v1/run", **{**gets, "responses": {**guarded, **broken}})
+    @app.get("/v1/run", dependencies=bearer, responses={**guarded, **broken})
     async def run() -> RunProgress:
         """Return how far the run is: AUC per tested period, coefficients, changes of what is served."""
         try:

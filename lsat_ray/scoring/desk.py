@@ -78,8 +78,11 @@ class _Job:
 
     asks: list[Ask]
     prepared: list[Prepared]
+    began: float
     deadline: float
     future: asyncio.Future[list[Result]]
+    waited: float = 0.0
+    """Seconds until its turn."""
 
     @property
     def tokens(self) -> int:
@@ -133,6 +136,7 @@ class _Lane:
                 if not job.future.done():
                     job.future.set_exception(Overloaded(max(1.0, self.wait_s)))
                 continue
+            job.waited = now - job.began
             batch.append(job)
             taken += job.tokens
         return batch
@@ -185,7 +189,7 @@ class Desk:
             Refused: when one of them cannot be answered.
             Overloaded: when they would wait longer than the deadline.
         """
-        deadline = time.monotonic() + self.deadline_s
+        began = time.monotonic()
         count = sum(len(ask.candidates) for ask in asks)
         lane = self._short if count < LONG else self._long
         if lane.wait_s > self.deadline_s:
@@ -197,7 +201,7 @@ class Desk:
         else:
             async with self._tokenising:
                 prepared = await asyncio.to_thread(_prepare, self._beside, asks)
-        job = _Job(asks, prepared, deadline, asyncio.get_running_loop().create_future())
+        job = _Job(asks, prepared, began, began + self.deadline_s, asyncio.get_running_loop().create_future())
         lane.put(job)
         self.metrics.waiting.set(self._short.tokens + self._long.tokens)
         return await job.future
@@ -221,6 +225,8 @@ class Desk:
 
     async def _answer(self, jobs: list[_Job]) -> None:
         """Score a batch, those of a model together; every job gets its results or the reason why there are none."""
+        for job in jobs:
+            self.metrics.waited.observe(job.waited)
         try:
             await self._score(self.served, jobs)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it

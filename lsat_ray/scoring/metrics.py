@@ -25,6 +25,7 @@ class Metrics:
         self.tokens = self._histogram("batch_tokens", "Tokens of a batch.", TOKENS).labels(replica)
         self.targets = self._counter("targets", "Candidates that were scored.").labels(replica)
         self.swaps = self._histogram("swap_seconds", "Time to prepare a change of models.", SECONDS).labels(replica)
+        self.waited = self._histogram("wait_seconds", "Time that an answered request waited.", SECONDS).labels(replica)
         self.waiting = self._gauge("waiting_tokens", "Tokens that wait to be scored.").labels(replica)
         self._version = self._gauge("version", "Version that is served.").labels(replica)
         self._period = self._gauge("model_period", "Period after which a served model was made.", "model")

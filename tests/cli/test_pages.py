@@ -77,9 +77,9 @@ def test_shown_commands_are_understood(page: str, words: list[str], monkeypatch:
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
     else:
-        named = words[1:3] if words[1] == "trial" else words[1:2]  # the one command that has commands
-        shown = CliRunner().invoke(app, [*named, "--help"], env={"COLUMNS": "200"})
-        assert shown.exit_code == 0, f"{page}: {named}"
+        command = words[1 : 3 if words[1] == "trial" else 2]
+        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, f"{page}: {command}"
         for option in [w for w in words if w.startswith("--")]:
             assert option in shown.output, f"{page}: {option}"
     for word in words:

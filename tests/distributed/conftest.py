@@ -6,8 +6,16 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+
+if TYPE_CHECKING:
+    from endpoints import Endpoint
+
+    from lsat_ray.config import Experiment
+    from lsat_ray.data.periods import Periods
 
 # Before the first import of ray, anywhere in the session: it reads them once.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -32,3 +40,26 @@ def ray_cluster() -> Iterator[None]:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an empty run folder."""
     return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    ray_cluster: None,
+    tiny_experiment: Experiment,
+    tiny_periods: Periods,
+    tiny_backbone_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Endpoint]:
+    """Return the running application."""
+    from endpoints import running
+
+    yield from running(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """Return a client of the running application, with its token."""
+    from endpoints import BEARER, URL
+
+    with httpx.Client(base_url=URL, headers=BEARER, timeout=30) as session:
+        yield session

@@ -6,11 +6,13 @@ import contextlib
 import os
 import secrets
 import threading
+from typing import Any
 
 from lsat_ray.errors import LsatError
 
 LOST = "the cluster's head does not answer; give the same command again"
-
+STARTS = 3
+"""Times that a cluster on this machine is started."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint reported within one poll of a crash is lost
@@ -51,18 +53,32 @@ def connect() -> bool:
 
     Returns:
         True when a cluster was started here, so that the caller shuts it down.
+
+    Raises:
+        LsatError: when none could be started.
     """
     settle()
     import ray
 
     if ray.is_initialized():
         return False
-    options = {"logging_level": "WARNING", "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)
         return False
-    ray.init(address="local", include_dashboard=False, **options)
-    return True
+    for attempt in range(STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return True
+        except Exception as error:  # Ray waits 30 s for its own processes; a busy machine may need longer
+            ray.shutdown()
+            if attempt == STARTS - 1:
+                reason = " ".join(str(error).split())[:300]
+                raise LsatError(
+                    f"ray: no cluster could be started on this machine ({reason}); is it very busy, or /tmp full? "
+                    "The same command goes on; --set engine.backend=local needs no cluster"
+                ) from error
+    raise AssertionError
 
 
 def disconnect() -> None:

@@ -65,14 +65,12 @@ def scoring(run: Path) -> bool:
         pytest.param("queue", "ray::TrainingQueue", 18610, training, signal.SIGKILL, marks=SLOW, id="queue"),
         pytest.param("stream", "ray::StreamReplayer", 18611, training, signal.SIGKILL, marks=SLOW, id="stream"),
         pytest.param("training-worker", "RayTrainWorker", 18612, training, signal.SIGKILL, id="training-worker"),
-        pytest.param("replica", "ray::ServeReplica", 18613, scoring, signal.SIGKILL, marks=SLOW, id="replica"),
+        pytest.param("replica", "ServeReplica:", 18613, scoring, signal.SIGKILL, marks=SLOW, id="replica"),
         pytest.param("proxy", "ray::ProxyActor", 18614, scoring, signal.SIGKILL, marks=SLOW, id="proxy"),
         pytest.param("controller", "ray::ServeController", 18615, scoring, signal.SIGKILL, marks=SLOW, id="controller"),
         pytest.param("trial", "ray::ImplicitFunc", 18619, Path.is_dir, signal.SIGKILL, marks=SLOW, id="trial"),
         pytest.param("hung-worker", "RayTrainWorker", 18616, training, signal.SIGSTOP, marks=SLOW, id="hung-worker"),
-        pytest.param(
-            "hung-replica", "ray::ServeReplica", 18617, scoring, signal.SIGSTOP, marks=SLOW, id="hung-replica"
-        ),
+        pytest.param("hung-replica", "ServeReplica:", 18617, scoring, signal.SIGSTOP, marks=SLOW, id="hung-replica"),
     ],
 )
 def test_a_process_that_dies_or_hangs_costs_time_and_nothing_else(

@@ -20,7 +20,7 @@ WHOLE = "whole"
 """Empty file in the folder of an experiment that has ended."""
 
 TRIES = 3
-"""Times that a trial whose process dies is begun."""
+"""Times that an experiment is begun whose trial's process dies."""
 
 
 def kept(name: str, root: Path) -> bool:
@@ -41,7 +41,13 @@ def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached:
     Raises:
         LsatError: when a trial failed or reached something else.
     """
-    again = search(name, candidates, label, root)
+    for left in reversed(range(TRIES)):
+        try:
+            again = search(name, candidates, label, root)
+            break
+        except LsatError:
+            if not left:
+                raise
     if not np.array_equal(np.array(again), np.array(reached), equal_nan=True):
         raise LsatError(f"search: the trials of {name} disagree with the driver; compare the versions on the nodes")
     write_atomic(root / name / WHOLE, "")
@@ -80,7 +86,6 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
             name=name,
             storage_path=str(root.resolve()),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=TRIES - 1),
         ),
     )
     results = tuner.fit()

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_it_writes_its_result(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     small = ["--hidden", "16", "--layers", "1", "--batch", "2", "--rounds", "1", "--json", str(out)]

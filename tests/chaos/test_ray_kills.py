@@ -64,7 +64,9 @@ def scoring(run: Path) -> bool:
     [
         pytest.param("queue", "ray::TrainingQueue", 18610, training, signal.SIGKILL, marks=SLOW, id="queue"),
         pytest.param("stream", "ray::StreamReplayer", 18611, training, signal.SIGKILL, marks=SLOW, id="stream"),
-        pytest.param("training-worker", "RayTrainWorker", 18612, training, signal.SIGKILL, id="training-worker"),
+        pytest.param(
+            "training-worker", "RayTrainWorker", 18612, training, signal.SIGKILL, marks=SLOW, id="training-worker"
+        ),
         pytest.param("replica", "ServeReplica:", 18613, scoring, signal.SIGKILL, marks=SLOW, id="replica"),
         pytest.param("proxy", "ray::ProxyActor", 18614, scoring, signal.SIGKILL, marks=SLOW, id="proxy"),
         pytest.param("controller", "ray::ServeController", 18615, scoring, signal.SIGKILL, marks=SLOW, id="controller"),

@@ -102,8 +102,8 @@ class Recipe(Node):
     patience: int = Field(2, ge=1)
     """Validations without a better one after which training stops."""
     select: Literal["auc", "log-loss", "smoothed-auc", "one-se", "averaged"] = "log-loss"
-    """Which of the validated weights are kept (`training/selection.py`). The default has the highest mean AUC, at a
-    spread far below any difference of interest (`benchmarks/results/noise_floor.json`); the paper's code takes AUC."""
+    """Which of the validated weights are kept (`training/selection.py`). The default had the highest mean AUC on one
+    small stream (`benchmarks/results/noise_floor.json`); the paper's code takes AUC."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
 

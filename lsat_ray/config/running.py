@@ -21,7 +21,7 @@ class EngineConfig(Node):
     sessions: int = Field(1, ge=1)
     """Training sessions at once, each with its own workers."""
     workers: int = Field(2, ge=1)
-    """Workers per session."""
+    """Workers per session; the local backend computes their shares in one process."""
     gpus: float = Field(0, ge=0)
     """GPUs per worker."""
     cpus: float = Field(0.25, gt=0)

@@ -25,8 +25,8 @@ def replay(config: Experiment, runs_dir: Path, backend: Backend, say: Say, check
             _replay(run, seed)
         steps.keep_served(run, config.seeds[-1], run.periods.count - 1)
         run.backend.release()
+        run.backend.finish()  # first: a run whose report is there counts as finished
         results.write(run)
-        run.backend.finish()
     return run.folder.path
 
 

@@ -15,7 +15,10 @@ import pytest
 
 from lsat_ray.config import Experiment, LoraSettings, Recipe
 from lsat_ray.data.periods import Slice
+from lsat_ray.errors import LsatError
 from lsat_ray.runs import steps
+from lsat_ray.runs.check import check
+from lsat_ray.runs.finished import finished
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.local import LocalBackend
 from lsat_ray.runs.replay import replay
@@ -199,3 +202,17 @@ def test_a_task_that_nothing_can_start_is_named(tiny_experiment: Experiment, tmp
         run.backend.arrive(1)
         with pytest.raises(LsatError, match="which nothing trains"):
             steps.do(run, 1, [Score(Model("pass", 0, "single", ("f" * 64,), (1.0,)), Slice(1, "all"))])
+
+
+def test_a_run_whose_search_was_not_kept_is_not_finished(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    """A report says that a run has ended; it comes after the searches that are kept beside."""
+
+    class Forgetful(LocalBackend):
+        def finish(self) -> None:
+            raise LsatError("search: it was not kept")
+
+    config = quick(tiny_experiment, strategies=("short-term", "long-term", "lsat-en"))
+    with pytest.raises(LsatError, match="not kept"):
+        go(config, tmp_path, backend=Forgetful(config))
+    assert finished(check(config), tmp_path, "replay") is None
+    assert go(config, tmp_path) == finished(check(config), tmp_path, "replay")

@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import re
+import subprocess
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
+from pydantic import ValidationError
 
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
@@ -57,7 +59,8 @@ class RunFolder:
         resolved = self.path / RESOLVED
         if not resolved.exists():
             return
-        before, now = yaml.safe_load(resolved.read_text()), yaml.safe_load(self.config.to_yaml())
+        now = yaml.safe_load(self.config.to_yaml())
+        before = _with_defaults(yaml.safe_load(resolved.read_text()))
         odd = [k for k in now if k not in FREE and before.get(k) != now[k]]
         if odd:
             raise LsatError(
@@ -92,8 +95,16 @@ class RunFolder:
             self._lock = None
 
 
+def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved config with the keys that came since at their defaults: a newer version resumes older runs."""
+    try:
+        return yaml.safe_load(Experiment.model_validate(tree).to_yaml())  # type: ignore[no-any-return]
+    except ValidationError:  # a key is gone, or means something else
+        return tree
+
+
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on, and the commit of a checkout."""
     names = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pandas", "scikit-learn", "lsat_ray")
     out = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
     for name in names:
@@ -101,4 +112,22 @@ def versions() -> dict[str, str]:
             out[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             out[name] = "absent"
+    if (commit := _commit()) is not None:
+        out["commit"] = commit
     return out
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, `+changes` where files differ; None elsewhere."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lsat_ray", "benchmarks", "jobs")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

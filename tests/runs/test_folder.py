@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
-from lsat_ray.runs.folder import RunFolder
+from lsat_ray.runs.folder import RunFolder, versions
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Experiment(name="run")
 
 
@@ -60,3 +63,25 @@ def test_another_config_and_another_process_are_refused(tmp_path: Path) -> None:
     again = RunFolder(tmp_path, CONFIG)
     again.open()
     again.close()
+
+
+def test_a_run_of_an_older_version_lacks_the_keys_that_came_since_and_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    folder.close()
+    resolved = folder.path / "config.resolved.yaml"
+    tree = yaml.safe_load(resolved.read_text())
+    del tree["reclora"], tree["recipe"]["patience"]
+    resolved.write_text(yaml.safe_dump(tree))
+    RunFolder(tmp_path, CONFIG).check()
+    tree["recipe"]["gone"] = 1
+    resolved.write_text(yaml.safe_dump(tree))
+    with pytest.raises(LsatError, match="`recipe` differs"):
+        RunFolder(tmp_path, CONFIG).check()
+
+
+def test_versions_name_the_commit_of_a_checkout() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert head.startswith(versions()["commit"].removesuffix("+changes"))

@@ -236,7 +236,7 @@ def settings(options: argparse.Namespace) -> Experiment:
         "strategies=[full-retraining, fine-tuning, short-term, long-term, lsat-en, lsat-en-full, lsat-ta]",
         "backbone.device=cpu",
         nano,
-        "recipe={lr: 0.005, epochs: 2, batch_size: 32}",
+        "recipe={lr: 0.005, epochs: 2, batch_size: 32, select: auc}",
         f"engine={{backend: local, kind: torch, workers: 1, sessions: 1, threads: {options.threads}}}",
     ]
     return configs.load(None, words, "table2_cost")

@@ -72,6 +72,11 @@ class RayBackend:
         assert self._sessions is not None
         return self._sessions.run(tasks, present, counts, partial(answer, self._replayer, "watermark"))
 
+    def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
+        """Let the sessions begin."""
+        assert self._sessions is not None
+        self._sessions.announce(tasks, present)
+
     def keep_search(
         self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:

@@ -218,6 +218,10 @@ class TrainingSessions:
         self._context = [context, replayer]
         ray.get(self.queue.open.remote(self._context))  # it may still be starting
 
+    def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
+        """Submit tasks whose results `run` will ask for."""
+        answer(self.queue, "submit", list(tasks), present)
+
     def run(
         self,
         tasks: Sequence[Task],

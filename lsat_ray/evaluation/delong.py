@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.special import stdtrit  # Student's quantile, without the second that scipy.stats takes to import
 
 from lsat_ray.errors import LsatError
 
@@ -20,6 +20,12 @@ class Interval(NamedTuple):
     auc: float
     low: float
     high: float
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value from 1, float64 [N]; those that are equal share the mean of their ranks."""
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(size) - (size - 1) / 2)[group]
 
 
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +51,9 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     if positives == 0 or negatives == 0:
         raise LsatError(f"delong: {positives} positives and {negatives} negatives; AUC needs both")
     # A midrank among all samples minus the midrank within the own class counts the samples of the other class below.
-    everywhere = rankdata(values)
-    v10 = (everywhere[truth] - rankdata(values[truth])) / negatives
-    v01 = 1.0 - (everywhere[~truth] - rankdata(values[~truth])) / positives
+    everywhere = midranks(values)
+    v10 = (everywhere[truth] - midranks(values[truth])) / negatives
+    v01 = 1.0 - (everywhere[~truth] - midranks(values[~truth])) / positives
     return v10, v01
 
 
@@ -95,5 +101,5 @@ def interval(labels: np.ndarray, scores: np.ndarray, users: np.ndarray | None = 
     auc, spread, freedom = variance(truth, scores, users)
     if freedom == 0:
         return Interval(auc, np.nan, np.nan)
-    half = float(t.ppf(0.5 + level / 2, freedom) * np.sqrt(max(spread, 0.0)))
+    half = float(stdtrit(freedom, 0.5 + level / 2) * np.sqrt(max(spread, 0.0)))
     return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))

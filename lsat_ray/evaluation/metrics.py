@@ -62,9 +62,7 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     positives, negatives = int(truth.sum()), int((truth == 0).sum())
     if positives == 0 or negatives == 0:
         return float("nan")
-    from scipy.stats import rankdata
-
-    outranked = rankdata(values)[truth == 1].sum() - positives * (positives + 1) / 2
+    outranked = delong.midranks(values)[truth == 1].sum() - positives * (positives + 1) / 2
     return float(outranked / (positives * negatives))
 
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+
+from lsat_ray.evaluation.delong import midranks
 
 GROUPS = 512
 """Where a period has more users, they are drawn in that many random groups: a draw costs the square of the number."""
@@ -137,7 +138,7 @@ def signed(pair: Pair, units: int) -> np.ndarray:
     truth = pair.label.astype(bool)
     if truth.all() or not truth.any():
         return np.full(units, np.nan)
-    a, b = rankdata(pair.first), rankdata(pair.second)
+    a, b = midranks(pair.first), midranks(pair.second)
     part = np.empty(len(truth))
     # A positive gains by outranking negatives, a negative by being outranked; against those of both rows alike.
     part[truth] = _share_below(a[truth], a[~truth], b[~truth]) - _share_below(b[truth], a[~truth], b[~truth])

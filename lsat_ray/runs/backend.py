@@ -55,6 +55,14 @@ class Backend(Protocol):
             LsatError: when no task can be done any more.
         """
 
+    def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
+        """Hear what `do` will ask for soon; workers that have nothing to do may begin.
+
+        Args:
+            tasks: see `do`.
+            present: see `do`.
+        """
+
     def keep_search(
         self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:

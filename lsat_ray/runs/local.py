@@ -81,6 +81,9 @@ class LocalBackend:
         book.forget(keys)
         return results
 
+    def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
+        """Begin nothing: one process does one thing after the other."""
+
     def keep_search(
         self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:

@@ -9,6 +9,8 @@ from lsat_ray.runs import derived, results, steps
 from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.check import Checked
 from lsat_ray.runs.context import Run, opened
+from lsat_ray.runs.tasks import Fit
+from lsat_ray.strategies import Spec
 from lsat_ray.strategies.graph import needed
 
 
@@ -35,6 +37,10 @@ def _replay(run: Run, seed: int) -> None:
     wanted = needed(run.strategies[seed], range(first - 1, last))
     for t in range(1, last + 1):
         run.backend.arrive(t)
+        due = _due(run, seed, wanted, t) if t < last else []
+        if due:
+            run.say(f"period {t}: training {len(due)} models")
+            run.backend.announce([Fit(s) for s in due], set(run.store.digests()))  # scored beside: by older models
         if t >= first:
             steps.measure_served(run, seed, t)
             steps.measure(run, seed, [t])
@@ -42,18 +48,23 @@ def _replay(run: Run, seed: int) -> None:
             _say_scores(run, seed, t)
         if t == last:
             break
-        due = [s for s in wanted if s.last_period <= t and s.digest not in run.store]
-        if any(s.last_period < t for s in due):  # failed before: tried again where it is still wanted
-            still = {s.digest for s in needed(run.strategies[seed], range(max(t, first - 1), last))}
-            due = [s for s in due if s.digest in still]
-        if due:
-            run.say(f"period {t}: training {len(due)} models")
         failed = steps.train(run, t, due, keep=run.config.engine.on_failure == "keep-last")
         if t >= first - 1:
             steps.mark_stale(run, seed, t, failed)
             steps.choose(run, seed, [t], keep=True)
             steps.publish(run, seed, t)
             _say_chosen(run, seed, t)
+
+
+def _due(run: Run, seed: int, wanted: list[Spec], t: int) -> list[Spec]:
+    """Return what is to be trained after period t, with what failed before and is still wanted."""
+    due = [s for s in wanted if s.last_period <= t and s.digest not in run.store]
+    if any(s.last_period < t for s in due):
+        still = {
+            s.digest for s in needed(run.strategies[seed], range(max(t, run.config.first_test - 1), run.periods.count))
+        }
+        due = [s for s in due if s.digest in still]
+    return due
 
 
 def _say_scores(run: Run, seed: int, t: int) -> None:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import delong, metrics
+from lsat_ray.evaluation.delong import midranks
 
 
 def brute_force(labels, scores):
@@ -111,3 +113,8 @@ def test_unequal_lengths_and_nan_scores_are_refused():
         delong.variance(np.array([0, 1]), np.array([1.0, 2.0]), np.array([1]))
     with pytest.raises(LsatError, match="not finite"):
         delong.variance(np.array([0, 1]), np.array([1.0, np.nan]))
+
+
+@given(st.lists(st.integers(-3, 3), max_size=30))
+def test_midranks_are_scipys(values: list[int]) -> None:
+    assert midranks(np.array(values, dtype=float)).tolist() == rankdata(values).tolist()

@@ -29,12 +29,13 @@ from lsat_ray.strategies.full_retraining import FullRetraining
 
 
 def quick(experiment: Experiment, **changes: Any) -> Experiment:
-    """Return the tiny experiment with small adapters, one epoch and a grid of three."""
+    """Return the tiny experiment with small adapters, an epoch or two and a grid of three."""
     return experiment.model_copy(
         update={
             "lora": LoraSettings(rank=2, alpha=4),
             "recipe": Recipe(lr=5e-3, batch_size=32, epochs=1),
             "search": experiment.search.model_copy(update={"grid": (0.0, 0.5, 1.0)}),
+            "baselines": experiment.baselines.model_copy(update={"epochs": 2}),
         }
         | changes
     )

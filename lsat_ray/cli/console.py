@@ -94,10 +94,10 @@ def one_clear_error(resumes: bool = True) -> Iterator[None]:
 
 def print_table(folder: Path) -> None:
     """Print a finished run's table of mean AUC."""
-    from lsat_ray.report import tables
-    from lsat_ray.report.reader import RunReader
+    import pandas as pd
 
-    run = RunReader(folder)
-    if run.metrics is not None:
-        table = tables.mean_auc(run.metrics, run.scores)
-        tables.show(table, console, f"mean AUC over the tested periods of {run.name}")
+    from lsat_ray.report import TABLE, tables
+
+    if (folder / TABLE).is_file():
+        table = pd.read_csv(folder / TABLE).fillna({"verdict": ""})
+        tables.show(table, console, f"mean AUC over the tested periods of {folder.name}")

@@ -8,8 +8,12 @@ from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
 
 
+TABLE = "mean_auc.csv"
+"""A run's table of mean AUC, as `tables.mean_auc` returns it; its intervals take seconds to compute."""
+
+
 def write(run_dir: Path, noise: float | None = None) -> Path:
-    """Build a run's report: `figures/*.svg|png|csv` and `report.html`.
+    """Build a run's report: `mean_auc.csv`, `figures/*.svg|png|csv` and `report.html`.
 
     A part whose file is missing is left out, and a line of the report says so.
 
@@ -33,6 +37,7 @@ def write(run_dir: Path, noise: float | None = None) -> Path:
     table = None
     if run.metrics is not None and not run.metrics.empty:
         table = tables.mean_auc(run.metrics, run.scores, noise=noise)
+        write_atomic(run_dir / TABLE, table.to_csv(index=False))
     drawn, missing = figures.draw(run, table, noise)
     extra = study.sections(run, noise)
     figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")

@@ -114,7 +114,7 @@ def test_a_training_and_a_serving_gpu_on_one_are_refused_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = configs.load(ROOT / "jobs/configs/smoke.yaml", ["engine.gpus=1000"])
+    config = configs.load(ROOT / "jobs/configs/smoke.yaml", ["engine.gpus=1000", "engine.workers=1"])
     with pytest.raises(LsatError, match="the run asks for 2000 GPU"):
         front.replay(config, tmp_path / "runs", say=lambda text: None)
     assert not (tmp_path / "runs").exists()

@@ -95,7 +95,7 @@ def test_the_asynchronous_client_speaks_to_the_real_routes(
 ) -> None:
     from desks import body_of, desk_for
 
-    from lsat_ray.distributed.endpoint import build_app
+    from lsat_ray.serving.endpoint import build_app
 
     served = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path)
     history = [(e["title"], e["liked"]) for e in body_of(tiny_periods, 3)["history"]]

@@ -16,9 +16,9 @@ from lsat_ray.backbone.load import fingerprint, load, locate, on_this_machine
 from lsat_ray.config import BackboneConfig, Experiment, LoraSettings, PromptConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.desk import Desk
-from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.serving.desk import Desk
+from lsat_ray.serving.metrics import Metrics
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import numpy as np
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask, Prepared, Refused, assemble, prepare, twin
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.served import FROZEN, Served, read_current
+from lsat_ray.serving.metrics import Metrics
 
 LONG = 16
 """Candidates from which on an ask is tokenised beside the event loop."""

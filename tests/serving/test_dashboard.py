@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import Served
+from lsat_ray.serving.metrics import Metrics
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "cluster/grafana-dashboard.json"
 

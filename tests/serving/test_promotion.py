@@ -7,7 +7,7 @@ import pytest
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.significance import Key, Scored
-from lsat_ray.scoring.promotion import judge
+from lsat_ray.serving.promotion import judge
 
 
 def scored(rng: np.random.Generator, users: int, rows: int, shift: float, periods: int = 3) -> list[dict[Key, Scored]]:

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Overloaded
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask, Event
 from lsat_ray.scoring.served import Served, write_current
+from lsat_ray.serving.desk import Overloaded
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Scorer:
 
     async def metrics(self) -> str:
         """Return this replica's counters."""
-        return self.desk.metrics.text()
+        return await self.desk.metrics_text()
 
     async def all_metrics(self) -> str:
         """Return the counters of all replicas; those of this one when the others do not answer in time."""

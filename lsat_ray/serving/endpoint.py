@@ -205,7 +205,7 @@ def build_app(
     @app.get("/metrics", response_class=PlainTextResponse, **gets)
     async def metrics() -> str:
         """Return the counters of all replicas in Prometheus' text format."""
-        return await metrics_text() if metrics_text else desk.metrics.text()
+        return await (metrics_text or desk.metrics_text)()
 
     @app.get("/healthz")
     async def healthz() -> Health:

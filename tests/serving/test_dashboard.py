@@ -20,6 +20,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics("r1")
     metrics.request("/v1/score", 200, 0.01)
     metrics.serving(Served(1, (Model("a", 1, "frozen"),), Model("b", 1, "frozen")))
+    metrics.losses({"champion": ("a", 0.6), "candidate": ("b", 0.5)}, 2)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.text()):
         for sample in family.samples:

@@ -107,8 +107,10 @@ def killed(bench: Bench, handle: Any, url: str, rate: float, count: int, interva
     }
 
 
-def dual(bench: Bench, handle: Any, url: str, clients: int, seconds: float, port: int) -> dict[str, Any]:
-    """Compare answers per second, in turns, so that all meet the same machine."""
+def dual(
+    bench: Bench, handle: Any, url: str, clients: int, seconds: float, port: int, singles: bool = True
+) -> dict[str, Any]:
+    """Compare answers per second, in turns, so that all meet the same machine; with one adapter too, where asked."""
     from lsat_ray.distributed import serving
 
     serving.publish(handle, [bench.models[0], bench.single], 10_000, bench.config.serve.replicas, bench.root)
@@ -127,9 +129,10 @@ def dual(bench: Bench, handle: Any, url: str, clients: int, seconds: float, port
         for _ in range(3):
             measure("ours", process.url, bench.questions, process)
             measure("peer", other.url, bench.questions, other)
-            measure("ours_single", process.url, alone, process)
             measure("ray_serve", url, bench.questions)
-            measure("ray_serve_single", url, alone)
+            if singles:
+                measure("ours_single", process.url, alone, process)
+                measure("ray_serve_single", url, alone)
     expected = bench.expected[bench.models[0].digest]
     distance = max(abs(a["probability"] - expected[i]) for log in logs["peer"] for i, a in log.answers)
     rate = {name: float(np.median([len(log.answers) / seconds for log in found])) for name, found in logs.items()}
@@ -154,7 +157,7 @@ def dual_20m(replicas: int, clients: int, seconds: float, port: int) -> dict[str
         bench = prepare(Path(scratch), "20m", settings)
         handle = serving.start(bench.config, bench.folder, bench.periods.titles, bench.root / "adapters", bench.root)
         try:
-            return dual(bench, handle, serving.url(bench.config), clients, seconds, port + 3)
+            return dual(bench, handle, serving.url(bench.config), clients, seconds, port + 3, singles=False)
         finally:
             serving.stop(bench.config)
 
@@ -267,6 +270,7 @@ def main(
     from lsat_ray.distributed import serving
 
     to.parent.mkdir(parents=True, exist_ok=True)
+    setting = {"rate": rate, "interval_s": interval, "replicas": replicas, "clients": clients, "prompt_layout": "exact"}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(Path(scratch), "nano", [f"serve.port={port}", f"serve.replicas={replicas}"])
@@ -293,17 +297,16 @@ def main(
                 "killed": lambda: killed(bench, handle, url, rate, kill_count, interval),
                 "dual_20m": large,
             }
+            peak = matmul_peak(torch.device("cpu"))
             for name in only or parts:
                 result |= parts[name]()
-                to.write_text(json.dumps(result, indent=2) + "\n")  # what was measured is kept
+                host = machine(torch.device("cpu"), 1, peak)
+                text = json.dumps({**result, "setting": setting, "machine": host}, indent=2)
+                to.write_text(text + "\n")  # what was measured is kept
         finally:
             serving.stop(bench.config)
             cluster.disconnect()
-    host = machine(torch.device("cpu"), 1, matmul_peak(torch.device("cpu")))
-    setting = {"rate": rate, "interval_s": interval, "replicas": replicas, "prompt_layout": bench.config.prompt.layout}
-    tree = {**result, "setting": setting, "machine": host}
-    to.write_text(json.dumps(tree, indent=2) + "\n")
-    print(json.dumps(tree, indent=2))
+    print(text)
     wrong = [result, *(result.get(part, {}) for part in ("killed", "dual", "dual_20m"))]
     if any(part.get(key) for part in wrong for key in ("failed", "mixed", "server_errors", "wrong_model")):
         raise SystemExit("the claim does not hold")

@@ -197,8 +197,9 @@ async def saturate(url: str, questions: list[dict[str, Any]], clients: int, seco
     """Let a number of clients ask one question after the other."""
     import aiohttp
 
-    log, end = Log(), time.perf_counter() + seconds
+    log = Log()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        end = time.perf_counter() + seconds
 
         async def one(number: int) -> None:
             i = number

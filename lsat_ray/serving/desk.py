@@ -117,8 +117,10 @@ class _Lane:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        await asyncio.sleep(0)  # what arrived at the same time comes along
-        while self._jobs:
+        while True:
+            await asyncio.sleep(0)  # answers go out, and what arrived at the same time comes along
+            if not self._jobs:
+                return
             began = time.monotonic()
             batch = self._take(began)
             tokens = sum(job.tokens for job in batch)

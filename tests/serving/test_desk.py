@@ -127,6 +127,29 @@ def test_what_cannot_be_answered_in_time_is_refused(served: TestDesk, tiny_perio
     assert reply.json()["detail"][0]["remedy"].startswith("try again in")
 
 
+def test_answers_go_out_before_the_next_batch_begins(
+    tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    """An answer that is there must not wait for a pass of the next batch."""
+    desk = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path, batch_tokens=64).desk  # one by one
+    events, steps = list[str](), desk.recommender.steps
+
+    def noted(*args: Any) -> Any:
+        events.append("batch")
+        return steps(*args)
+
+    async def one(i: int) -> None:
+        await desk.ask([question(tiny_periods, i)])
+        events.append("answer")
+
+    async def several() -> None:
+        await asyncio.gather(*(one(i) for i in range(4)))
+
+    desk.recommender.steps = noted  # type: ignore[method-assign]
+    asyncio.run(several())
+    assert events == ["batch", "answer"] * 4
+
+
 def test_a_shadow_is_scored_and_not_answered(served: TestDesk, tiny_periods: Periods) -> None:
     desk = served.desk
     candidate = Model("single", 9, "single", (served.adapters[3],), (1.0,))

@@ -10,8 +10,9 @@ the digest that it names.
 - `killed`: the same with one replica SIGKILLed in the middle; clients try again, and what was sent again is counted.
 - `dual`: answers per second of an ensemble of two adapters under a fixed number of clients, in turns with
   `serving_peer.py` (transformers + PEFT + FastAPI + uvicorn), which is one process. `dual_ratio` compares like with
-  like: `lsat-ray serve` without Ray, one process too. `dual_ratio_ray_serve` is Ray Serve with all its replicas, whose
-  HTTP layer is the limit on a nano model.
+  like: `lsat-ray serve` without Ray, one process too; `dual.ratio_by_cpu_time` is the same by processor time, which a
+  machine shared with others hardly changes. `dual_ratio_ray_serve` is Ray Serve with all its replicas, whose HTTP layer
+  is the limit on a nano model.
 - `dual_20m`: the same on a random backbone of 20 million weights, where the model is the cost; `dual_ratio_20m` is Ray
   Serve with all its replicas, `dual_ratio_20m_one_process` one process each.
 - `rank`: one request for N candidates against N scores on one connection.
@@ -136,12 +137,14 @@ def dual(
     expected = bench.expected[bench.models[0].digest]
     distance = max(abs(a["probability"] - expected[i]) for log in logs["peer"] for i, a in log.answers)
     rate = {name: float(np.median([len(log.answers) / seconds for log in found])) for name, found in logs.items()}
+    cpu = {name: float(np.median(values)) for name, values in spent.items()}
     return {
         "ratio": round(rate["ours"] / rate["peer"], 2),
+        "ratio_by_cpu_time": round(cpu["peer"] / cpu["ours"], 2),
         "ratio_ray_serve": round(rate["ray_serve"] / rate["peer"], 2),
         "clients": clients,
         "answers_per_s": {name: round(value, 1) for name, value in rate.items()},
-        "cpu_ms_per_answer": {name: round(float(np.median(values)), 2) for name, values in spent.items()},
+        "cpu_ms_per_answer": {name: round(value, 2) for name, value in cpu.items()},
         "p99_ms": {name: found[-1].quantile(0.99) for name, found in logs.items()},
         "mixed": sum(bench.mixed(log) for name, found in logs.items() if name != "peer" for log in found),
         "peer_differs_by_at_most": float(distance),

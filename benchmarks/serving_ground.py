@@ -185,7 +185,7 @@ async def at_rate(
                 log.reasons[reason] += 1
                 await asyncio.sleep(wait)
 
-        tasks = []
+        tasks: list[asyncio.Task[None]] = []
         while (len(tasks) < round(rate * seconds)) if until is None else not until.done():
             due = start + len(tasks) / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))

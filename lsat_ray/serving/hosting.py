@@ -92,7 +92,8 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
         await serving
         await watching
 
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop's where it is installed
+        runner.run(serve())
 
 
 def watch(run_dir: Path, known: Served, adopt: Callable[[Served], None], say: Say, on: Callable[[], bool]) -> None:

@@ -2,25 +2,32 @@
 
     python benchmarks/serving.py --json benchmarks/results/serving.json
 
-All on one machine, loopback, nano backbone, one thread per process. `swaps`: requests arrive at a fixed rate whether or
-not earlier ones were answered (open loop, so that a stall shows), first without and then with a publish per interval;
-every answer is compared with the offline score of the digest that it names. `dual`: answers per second of an ensemble
-of two adapters under a fixed number of clients, against `serving_peer.py`. `rank`: one request for N candidates against
-N scores on one connection. `fuzz`: generated and hostile bodies; counts answers of 500 and above.
+All on one machine, loopback, nano backbone, one thread per process. Every answer is compared with the offline score of
+the digest that it names.
+
+- `swaps`: requests arrive at a fixed rate whether or not earlier ones were answered (open loop, so that a stall shows),
+  first without and then with a publish per interval.
+- `killed`: the same with one replica SIGKILLed in the middle; clients try again, and what was sent again is counted.
+- `dual`: answers per second of an ensemble of two adapters under a fixed number of clients, in turns with
+  `serving_peer.py` (transformers + PEFT + FastAPI + uvicorn), which is one process. `dual_ratio` compares like with
+  like: `lsat-ray serve` without Ray, one process too; `dual.ratio_by_cpu_time` is the same by processor time, which a
+  machine shared with others hardly changes. `dual_ratio_ray_serve` is Ray Serve with all its replicas, whose HTTP layer
+  is the limit on a nano model.
+- `dual_20m`: the same on a random backbone of 20 million weights, where the model is the cost; `dual_ratio_20m` is Ray
+  Serve with all its replicas, `dual_ratio_20m_one_process` one process each.
+- `rank`: one request for N candidates against N scores on one connection.
+- `fuzz`: generated and hostile bodies; counts answers of 500 and above.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,161 +38,36 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import machine, matmul_peak
-from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone import nano
-from lsat_ray.backbone.load import load
-from lsat_ray.config import Experiment
-from lsat_ray.config import load as load_config
-from lsat_ray.data import synthetic
-from lsat_ray.data.periods import Periods, Slice, cut
-from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.model import Model
-from lsat_ray.scoring.recommender import Recommender
-
-SETTINGS = ["data.keep_last=2000", "data.synthetic.warmup=2000", "backbone.device=cpu", "backbone.nano.epochs=0.2"]
-TOLERANCE = 1e-6
-"""Largest difference between an answer and the offline score of the digest that it names."""
+from benchmarks.serving_ground import Bench, Log, Process, at_rate, ours, peer, prepare, saturate
 
 
-@dataclass
-class Log:
-    """What the clients saw."""
+async def swap(
+    bench: Bench, handle: Any, count: int, interval: float, first: int, took: list[float], kill_at: int | None = None
+) -> None:
+    """Publish a number of times, once per interval; kill a replica before one of the publishes."""
+    from lsat_ray.distributed import serving
 
-    latency: list[float] = field(default_factory=list)
-    """Seconds from the moment at which the request was due."""
-    answers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def quantile(self, q: float) -> float:
-        """Return a latency in milliseconds."""
-        return round(1000 * float(np.quantile(self.latency, q)), 1)
-
-
-@dataclass
-class Bench:
-    """The endpoint, and what it should answer."""
-
-    config: Experiment
-    periods: Periods
-    folder: Path
-    root: Path
-    adapters: list[str]
-    models: list[Model]
-    """An ensemble, another one, a merge."""
-    questions: list[dict[str, Any]]
-    expected: dict[str, np.ndarray]
-    """Offline scores of the questions by digest."""
-
-    def mixed(self, log: Log) -> int:
-        """Return how many answers are not the offline score of the digest that they name."""
-        return sum(bool(abs(a["probability"] - self.expected[a["digest"]][i]) > TOLERANCE) for i, a in log.answers)
-
-
-def prepare(root: Path, port: int, replicas: int) -> Bench:
-    """Build backbone and adapters, and score the questions offline."""
-    config = load_config(None, [*SETTINGS, f"serve.port={port}", f"serve.replicas={replicas}"])
-    data = config.data
-    log = synthetic.generate(data.synthetic, data.keep_last or 0, data.history)
-    periods = cut(log, data, config.periods)
-    folder = nano.build(periods, config.backbone.nano, config.prompt, root)
-    backbone = load(config.backbone, folder)
-    model, store = AdaptedBackbone(backbone, config.lora), AdapterStore(root / "adapters")
-    digests = []
-    for seed in range(4):
-        model.reset(seed)
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in model.slot_parameters().items():
-            if ".lora_B." in name:
-                parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-        rows = (Slice(1, "train"),), (Slice(1, "validation"),)
-        spec = AdapterSpec(backbone.fingerprint, "benchmark", *rows, config.prompt, config.lora, config.recipe, seed)
-        store.publish(spec, model.snapshot(), {}, str(folder))
-        digests.append(spec.digest)
-    a, b, c, d = digests
-    models = [Model("lsat-en", t, "output-ensemble", p, (0.5, 0.5)) for t, p in ((2, (a, b)), (3, (c, d)))]
-    models.append(Model("lsat-en", 4, "factor-arithmetic", (a, c), (0.3, 0.7)))
-    samples = periods.rows(2).take(slice(0, 100))
-    titles = periods.titles
-    questions = [
-        {"history": [{"title": titles[k], "liked": bool(y)} for k, y in zip(items, liked, strict=True)], "target": t}
-        for items, liked, t in zip(
-            samples.history_item, samples.history_label, [titles[k] for k in samples.item], strict=True
-        )
-    ]
-    offline, encoder = Recommender(model, store), Encoder(backbone.tokenizer, config.prompt, titles)
-    offline.prepare(models)
-    scores = offline.scores(models, encoder.scoring(samples))
-    expected = dict(zip((m.digest for m in models), scores, strict=True))
-    return Bench(config, periods, folder, root, digests, models, questions, expected)
-
-
-async def at_rate(url: str, questions: list[dict[str, Any]], rate: float, seconds: float, log: Log) -> None:
-    """Send requests at a fixed rate and record what comes back."""
-    import aiohttp
-
-    start = time.perf_counter() + 0.5
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def one(number: int) -> None:
-            due = start + number / rate
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            i = number % len(questions)
-            try:
-                async with session.post(f"{url}/v1/score", json=questions[i]) as reply:
-                    if reply.status != 200:
-                        log.failures.append(f"{reply.status} {(await reply.text())[:200]}")
-                        return
-                    log.answers.append((i, await reply.json()))
-                    log.latency.append(time.perf_counter() - due)
-            except aiohttp.ClientError as error:
-                log.failures.append(repr(error))
-
-        await asyncio.gather(*(one(n) for n in range(round(rate * seconds))))
-
-
-async def saturate(url: str, questions: list[dict[str, Any]], clients: int, seconds: float) -> Log:
-    """Let a number of clients ask one question after the other."""
-    import aiohttp
-
-    log, end = Log(), time.perf_counter() + seconds
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def one(number: int) -> None:
-            i = number
-            while (began := time.perf_counter()) < end:
-                i = (i + 1) % len(questions)
-                async with session.post(f"{url}/v1/score", json=questions[i]) as reply:
-                    reply.raise_for_status()
-                    log.answers.append((i, await reply.json()))
-                log.latency.append(time.perf_counter() - began)
-
-        await asyncio.gather(*(one(n) for n in range(clients)))
-    return log
+    replicas, start = bench.config.serve.replicas, time.perf_counter() + 0.5
+    for k in range(count):
+        await asyncio.sleep(max(0.0, start + k * interval - time.perf_counter()))
+        if k == kill_at:
+            os.kill(min(r.pid for r in await asyncio.to_thread(serving.states, handle)), signal.SIGKILL)
+        began = time.perf_counter()
+        following = [bench.models[(k + 1) % len(bench.models)]]
+        await asyncio.to_thread(serving.publish, handle, following, first + k, replicas, bench.root)
+        took.append(time.perf_counter() - began)
 
 
 def swaps(bench: Bench, handle: Any, url: str, rate: float, count: int, interval: float) -> dict[str, Any]:
     """Load without and with swaps."""
-    from lsat_ray.distributed import serving
+    quiet, busy, took = Log(), Log(), list[float]()
 
-    replicas, took = bench.config.serve.replicas, []
+    async def both() -> None:
+        load = at_rate(url, bench.questions, rate, busy, count * interval)
+        await asyncio.gather(load, swap(bench, handle, count, interval, 2, took))
 
-    async def swapper() -> None:
-        start = time.perf_counter() + 0.5
-        for k in range(count):
-            await asyncio.sleep(max(0.0, start + k * interval - time.perf_counter()))
-            begin = time.perf_counter()
-            following = [bench.models[(k + 1) % len(bench.models)]]
-            await asyncio.to_thread(serving.publish, handle, following, k + 2, replicas, bench.root)
-            took.append(time.perf_counter() - begin)
-
-    async def both(log: Log) -> None:
-        await asyncio.gather(at_rate(url, bench.questions, rate, count * interval, log), swapper())
-
-    quiet, busy = Log(), Log()
-    asyncio.run(at_rate(url, bench.questions, rate, count * interval, quiet))
-    asyncio.run(both(busy))
+    asyncio.run(at_rate(url, bench.questions, rate, quiet, count * interval))
+    asyncio.run(both())
     return {
         "swaps": len(took),
         "requests": len(busy.answers) + len(busy.failures),
@@ -201,56 +83,86 @@ def swaps(bench: Bench, handle: Any, url: str, rate: float, count: int, interval
     }
 
 
-@contextlib.contextmanager
-def peer(bench: Bench, port: int) -> Iterator[str]:
-    """Run the peer beside us."""
-    store = bench.root / "adapters"
-    members = [str(store / digest) for digest in bench.models[0].adapters]
-    command = [str(bench.folder), *members, "0.5", bench.config.prompt.item_word, str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    script = Path(__file__).with_name("serving_peer.py")
-    process = subprocess.Popen([sys.executable, str(script), *command], env=environment)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    try:
-        while time.monotonic() < deadline:
-            with contextlib.suppress(Exception):
-                asyncio.run(saturate(url, bench.questions, 1, 0.2))
-                break
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
+def killed(bench: Bench, handle: Any, url: str, rate: float, count: int, interval: float) -> dict[str, Any]:
+    """Load with swaps while a replica is killed; the load goes on until the last swap has reached all replicas."""
+    log, took = Log(), list[float]()
+
+    async def both() -> None:
+        swapping = asyncio.create_task(swap(bench, handle, count, interval, 20_000, took, count // 3))
+        await asyncio.gather(swapping, at_rate(url, bench.questions, rate, log, until=swapping))
+
+    asyncio.run(both())
+    return {
+        "killed": {
+            "swaps": len(took),
+            "requests": len(log.answers) + len(log.failures),
+            "failed": len(log.failures),
+            "failures": log.failures[:3],
+            "mixed": bench.mixed(log),
+            "retried": log.retried,
+            "retried_after": dict(log.reasons),
+            "p50_ms": log.quantile(0.5),
+            "p99_ms": log.quantile(0.99),
+            "publish_ms_max": round(1000 * max(took), 1),
+        }
+    }
 
 
-def dual(bench: Bench, handle: Any, url: str, clients: int, seconds: float, port: int) -> dict[str, Any]:
-    """Compare answers per second with the peer's, in turns, so that both meet the same machine."""
+def dual(
+    bench: Bench, handle: Any, url: str, clients: int, seconds: float, port: int, singles: bool = True
+) -> dict[str, Any]:
+    """Compare answers per second, in turns, so that all meet the same machine; with one adapter too, where asked."""
     from lsat_ray.distributed import serving
 
-    replicas, runs = bench.config.serve.replicas, {"ours": [], "peer": [], "ours_single": []}  # type: ignore[var-annotated]
-    single = Model("single", 2, "single", bench.models[0].adapters[:1], (1.0,))
-    serving.publish(handle, [bench.models[0], single], 10_000, replicas, bench.root)
-    alone = [{**q, "model": "single"} for q in bench.questions]
-    with peer(bench, port) as other:
+    serving.publish(handle, [bench.models[0], bench.single], 10_000, bench.config.serve.replicas, bench.root)
+    alone = [{**question, "model": "single"} for question in bench.questions]
+    logs: dict[str, list[Log]] = {}
+    spent: dict[str, list[float]] = {}
+
+    def measure(name: str, address: str, questions: list[dict[str, Any]], process: Process | None = None) -> None:
+        began = process.cpu_s if process else 0.0
+        log = asyncio.run(saturate(address, questions, clients, seconds))
+        logs.setdefault(name, []).append(log)
+        if process:
+            spent.setdefault(name, []).append(1000 * (process.cpu_s - began) / len(log.answers))
+
+    with ours(bench, port) as process, peer(bench, port + 1) as other:
         for _ in range(3):
-            for name, address, questions in (
-                ("ours", url, bench.questions),
-                ("peer", other, bench.questions),
-                ("ours_single", url, alone),
-            ):
-                runs[name].append(asyncio.run(saturate(address, questions, clients, seconds)))
+            measure("ours", process.url, bench.questions, process)
+            measure("peer", other.url, bench.questions, other)
+            measure("ray_serve", url, bench.questions)
+            if singles:
+                measure("ours_single", process.url, alone, process)
+                measure("ray_serve_single", url, alone)
     expected = bench.expected[bench.models[0].digest]
-    distance = max(abs(a["probability"] - expected[i]) for log in runs["peer"] for i, a in log.answers)
-    rates = {name: float(np.median([len(log.answers) / seconds for log in logs])) for name, logs in runs.items()}
+    distance = max(abs(a["probability"] - expected[i]) for log in logs["peer"] for i, a in log.answers)
+    rate = {name: float(np.median([len(log.answers) / seconds for log in found])) for name, found in logs.items()}
+    cpu = {name: float(np.median(values)) for name, values in spent.items()}
     return {
-        "dual_ratio": round(rates["ours"] / rates["peer"], 2),
-        "dual": {
-            "clients": clients,
-            "answers_per_s": {name: round(rate, 1) for name, rate in rates.items()},
-            "p99_ms": {name: logs[-1].quantile(0.99) for name, logs in runs.items()},
-            "peer_differs_by_at_most": float(distance),
-        },
+        "ratio": round(rate["ours"] / rate["peer"], 2),
+        "ratio_by_cpu_time": round(cpu["peer"] / cpu["ours"], 2),
+        "ratio_ray_serve": round(rate["ray_serve"] / rate["peer"], 2),
+        "clients": clients,
+        "answers_per_s": {name: round(value, 1) for name, value in rate.items()},
+        "cpu_ms_per_answer": {name: round(value, 2) for name, value in cpu.items()},
+        "p99_ms": {name: found[-1].quantile(0.99) for name, found in logs.items()},
+        "mixed": sum(bench.mixed(log) for name, found in logs.items() if name != "peer" for log in found),
+        "peer_differs_by_at_most": float(distance),
     }
+
+
+def dual_20m(replicas: int, clients: int, seconds: float, port: int) -> dict[str, Any]:
+    """Do the same where the model is the cost, as a second application of the cluster."""
+    from lsat_ray.distributed import serving
+
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = [f"serve.port={port}", f"serve.replicas={replicas}", "serve.deadline_s=30", "name=serving-20m"]
+        bench = prepare(Path(scratch), "20m", settings)
+        handle = serving.start(bench.config, bench.folder, bench.periods.titles, bench.root / "adapters", bench.root)
+        try:
+            return dual(bench, handle, serving.url(bench.config), clients, seconds, port + 3, singles=False)
+        finally:
+            serving.stop(bench.config)
 
 
 def ranking(bench: Bench, url: str, rounds: int = 5) -> dict[str, Any]:
@@ -343,13 +255,14 @@ def main(
     to: Annotated[Path, typer.Option("--json", help="Where the result goes.")],
     rate: float = 20.0,
     swap_count: int = 100,
+    kill_count: int = 30,
     interval: float = 1.0,
     replicas: int = 2,
     clients: int = 16,
-    seconds: float = 8.0,
+    seconds: float = 6.0,
     requests: int = 5000,
     port: int = 18471,
-    only: Annotated[list[str] | None, typer.Option(help="Some of swaps, dual, rank, fuzz.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Some of swaps, killed, dual, dual_20m, rank, fuzz.")] = None,
 ) -> None:
     """Measure everything and write it down."""
     torch.set_num_threads(1)
@@ -360,32 +273,45 @@ def main(
     from lsat_ray.distributed import serving
 
     to.parent.mkdir(parents=True, exist_ok=True)
+    setting = {"rate": rate, "interval_s": interval, "replicas": replicas, "clients": clients, "prompt_layout": "exact"}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        bench = prepare(Path(scratch), port, replicas)
+        bench = prepare(Path(scratch), "nano", [f"serve.port={port}", f"serve.replicas={replicas}"])
         handle = serving.start(bench.config, bench.folder, bench.periods.titles, bench.root / "adapters", bench.root)
+
+        def nano() -> dict[str, Any]:
+            found = dual(bench, handle, url, clients, seconds, port + 1)
+            return {"dual_ratio": found["ratio"], "dual_ratio_ray_serve": found["ratio_ray_serve"], "dual": found}
+
+        def large() -> dict[str, Any]:
+            found = dual_20m(replicas, clients, 2 * seconds, port)
+            ratios = {"dual_ratio_20m": found["ratio_ray_serve"], "dual_ratio_20m_one_process": found["ratio"]}
+            return {**ratios, "dual_20m": found}
+
         try:
             serving.publish(handle, bench.models[:1], 1, replicas, bench.root)
             url = serving.url(bench.config)
-            asyncio.run(at_rate(url, bench.questions, rate, 3.0, Log()))  # warm
+            asyncio.run(at_rate(url, bench.questions, rate, Log(), 3.0))  # warm
             parts = {
                 "swaps": lambda: swaps(bench, handle, url, rate, swap_count, interval),
-                "dual": lambda: dual(bench, handle, url, clients, seconds, port + 1),
+                "dual": nano,
                 "rank": lambda: ranking(bench, url),
                 "fuzz": lambda: fuzz(bench, url, requests),
+                "killed": lambda: killed(bench, handle, url, rate, kill_count, interval),
+                "dual_20m": large,
             }
+            peak = matmul_peak(torch.device("cpu"))
             for name in only or parts:
                 result |= parts[name]()
-                to.write_text(json.dumps(result, indent=2) + "\n")  # what was measured is kept
+                host = machine(torch.device("cpu"), 1, peak)
+                text = json.dumps({**result, "setting": setting, "machine": host}, indent=2)
+                to.write_text(text + "\n")  # what was measured is kept
         finally:
             serving.stop(bench.config)
             cluster.disconnect()
-    host = machine(torch.device("cpu"), 1, matmul_peak(torch.device("cpu")))
-    setting = {"rate": rate, "interval_s": interval, "replicas": replicas, "prompt_layout": bench.config.prompt.layout}
-    tree = {**result, "setting": setting, "machine": host}
-    to.write_text(json.dumps(tree, indent=2) + "\n")
-    print(json.dumps(tree, indent=2))
-    if any(result.get(key) for key in ("failed", "mixed", "server_errors")):
+    print(text)
+    wrong = [result, *(result.get(part, {}) for part in ("killed", "dual", "dual_20m"))]
+    if any(part.get(key) for part in wrong for key in ("failed", "mixed", "server_errors", "wrong_model")):
         raise SystemExit("the claim does not hold")
 
 

@@ -90,12 +90,13 @@ def prepare(options: argparse.Namespace) -> Ground:
 
 def dressed(shape: Shape, device: torch.device, dtype: torch.dtype, tokenizer: Any) -> AdaptedBackbone:
     """Return a random backbone of a shape with a fresh training slot."""
-    model = AdaptedBackbone(wrap(_random_llama(shape, device, dtype), tokenizer, "random"), LoraSettings())
+    model = AdaptedBackbone(wrap(random_llama(shape, device, dtype), tokenizer, "random"), LoraSettings())
     model.reset(0)
     return model
 
 
-def _random_llama(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
+def random_llama(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a causal LM of a shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

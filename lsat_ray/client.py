@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -152,6 +153,8 @@ class Client:
             transport: of httpx, for tests and proxies.
         """
         self.retries = retries
+        self.retried: Counter[str] = Counter()
+        """Tries after the first, by what the try before met: a status (`503`) or the name of the connection's error."""
         self._http = httpx.Client(**_options(url, token, timeout_s), transport=transport)
 
     def __enter__(self) -> Client:
@@ -197,6 +200,7 @@ class Client:
             wait = call.wait(reply, not left)
             if wait is None and isinstance(reply, httpx.Response):
                 return call.read(reply.json())
+            self.retried[_met(reply)] += 1
             time.sleep(wait or 0.0)
         raise AssertionError("unreachable")
 
@@ -214,6 +218,8 @@ class AsyncClient:
     ) -> None:
         """Open no connection yet; see `Client`."""
         self.retries = retries
+        self.retried: Counter[str] = Counter()
+        """See `Client`."""
         self._http = httpx.AsyncClient(**_options(url, token, timeout_s), transport=transport)
 
     async def __aenter__(self) -> AsyncClient:
@@ -259,6 +265,7 @@ class AsyncClient:
             wait = call.wait(reply, not left)
             if wait is None and isinstance(reply, httpx.Response):
                 return call.read(reply.json())
+            self.retried[_met(reply)] += 1
             await asyncio.sleep(wait or 0.0)
         raise AssertionError("unreachable")
 
@@ -271,6 +278,10 @@ def _options(url: str, token: str | None, timeout_s: float) -> dict[str, Any]:
 def _who(history: History, model: str | None, user: str | None) -> dict[str, Any]:
     body: dict[str, Any] = {"history": [{"title": title, "liked": liked} for title, liked in history]}
     return body | {k: v for k, v in (("model", model), ("user", user)) if v is not None}
+
+
+def _met(reply: httpx.Response | httpx.TransportError) -> str:
+    return str(reply.status_code) if isinstance(reply, httpx.Response) else type(reply).__name__
 
 
 def _read(kind: type[T], tree: dict[str, Any]) -> T:

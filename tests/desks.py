@@ -20,11 +20,11 @@ from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.cli import front
 from lsat_ray.config import Experiment, PromptConfig
 from lsat_ray.data.periods import Periods
-from lsat_ray.distributed.endpoint import build_app
-from lsat_ray.scoring.desk import Desk
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.served import Served, write_current
+from lsat_ray.serving.desk import Desk
+from lsat_ray.serving.endpoint import build_app
 
 
 @dataclass

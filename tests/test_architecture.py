@@ -29,6 +29,7 @@ ROOMS = [
     "strategies",
     "report",
     "runs",
+    "serving",
     "client",
     "distributed",
     "cli",

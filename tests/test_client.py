@@ -40,6 +40,7 @@ def test_busy_answers_and_lost_connections_are_tried_again() -> None:
     client, seen = scripted(busy(429), busy(503), httpx.Response(500), httpx.Response(200, json=SCORE))
     assert client.score([("a", True)], "b").probability == 0.5
     assert [str(r.url) for r in seen] == ["http://x/run/v1/score"] * 4
+    assert client.retried == {"429": 1, "503": 1, "500": 1}
     assert seen[0].headers["Authorization"] == "Bearer t"
 
 
@@ -75,6 +76,7 @@ def test_the_asynchronous_client_tries_again_as_the_other_does() -> None:
             left.extend([busy(429)] * 9)
             with pytest.raises(LsatError, match="/v1/models: 429"):
                 await client.models()
+            assert client.retried == {"429": 1 + client.retries, "ConnectError": 1, "503": 1}
             return first
 
     assert asyncio.run(ask()).probability == 0.5
@@ -95,7 +97,7 @@ def test_the_asynchronous_client_speaks_to_the_real_routes(
 ) -> None:
     from desks import body_of, desk_for
 
-    from lsat_ray.distributed.endpoint import build_app
+    from lsat_ray.serving.endpoint import build_app
 
     served = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path)
     history = [(e["title"], e["liked"]) for e in body_of(tiny_periods, 3)["history"]]

@@ -177,13 +177,17 @@ def serve(
     """
     folder = Path(run).expanduser().resolve()
     say(f"serving {folder}")
-    from lsat_ray.distributed import hosting
+    from lsat_ray.serving import hosting
 
     if not follow and not (folder / "config.resolved.yaml").is_file():
         raise LsatError(f"{folder}: no run is there (no config.resolved.yaml); give the folder of a replay")
     hosting.await_published(folder, follow, say)
     config = configs.load(folder / "config.resolved.yaml", tuple(overrides))
-    hosting.host(config, folder, say, stop)
+    if config.engine.backend == "local":
+        return hosting.host(config, folder, say, stop)
+    from lsat_ray.distributed import hosting as on_ray
+
+    on_ray.host(config, folder, say, stop)
 
 
 def make_backend(config: Experiment) -> Backend:

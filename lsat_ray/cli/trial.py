@@ -14,8 +14,8 @@ from lsat_ray.cli.console import one_clear_error, say
 from lsat_ray.errors import LsatError
 
 if TYPE_CHECKING:
-    from lsat_ray.scoring.promotion import Verdict
     from lsat_ray.scoring.served import Served
+    from lsat_ray.serving.promotion import Verdict
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try, promote and roll back what a run serves.")
 Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
@@ -89,8 +89,8 @@ def compare(run: Path) -> Verdict:
         LsatError: when the replay did not score one of them.
     """
     from lsat_ray.report.reader import RunReader
-    from lsat_ray.scoring.promotion import judge
     from lsat_ray.scoring.served import published
+    from lsat_ray.serving.promotion import judge
 
     current, scores = published(run), RunReader(run).scores
     assert current.candidate is not None

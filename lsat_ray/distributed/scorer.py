@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from ray import serve
 
 from lsat_ray.data.windows import Samples
-from lsat_ray.distributed.endpoint import build_app
-from lsat_ray.distributed.setup import Setup
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Bulk
-from lsat_ray.scoring.metrics import merged
 from lsat_ray.scoring.served import Served
+from lsat_ray.serving.desk import Bulk
+from lsat_ray.serving.endpoint import build_app
+from lsat_ray.serving.metrics import merged
+from lsat_ray.serving.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scorer:
 
     async def metrics(self) -> str:
         """Return this replica's counters."""
-        return self.desk.metrics.text()
+        return await self.desk.metrics_text()
 
     async def all_metrics(self) -> str:
         """Return the counters of all replicas; those of this one when the others do not answer in time."""

@@ -30,10 +30,10 @@ from lsat_ray.distributed.publish import (
     withdraw,
 )
 from lsat_ray.distributed.scorer import Scorer
-from lsat_ray.distributed.setup import Setup, backbone_of, check_open, check_port, taken
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Bulk
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
+from lsat_ray.serving.desk import Bulk
+from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""

@@ -50,10 +50,12 @@ class Encoder:
         """Return the token ids of texts, nothing added; `<s>` in a title is three characters, not a special token."""
         if not texts:
             return []
-        encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return encoded
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.truncation or backend.padding:
+            found = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+            return list(found["input_ids"])
+        backend.encode_special_tokens = True
+        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]  # without offsets
 
     def shared_prefix(self, prompts: list[list[int]]) -> int:
         """Return how many tokens of the preamble all prompts begin with, at least one of each left over."""

@@ -106,7 +106,7 @@ def test_what_cannot_be_served_is_one_line(run: Path, tmp_path: Path) -> None:
 def test_a_missing_backbone_and_a_taken_port_are_named(
     run: Path, desk: TestDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lsat_ray.distributed import hosting
+    from lsat_ray.serving import hosting
 
     monkeypatch.setattr(hosting, "PORT_S", 0.0)
     with socket.socket() as busy:

@@ -15,9 +15,9 @@ from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.distributed import serving
 from lsat_ray.distributed.scorer import Report
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Bulk
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import FROZEN, Served, read_current, write_current
+from lsat_ray.serving.desk import Bulk
 
 MODEL = Model("short-term", 3, "single", ("a" * 64,), (1.0,))
 NEXT = Served(7, (MODEL,))

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def test_a_replica_is_killed_while_swaps_go_on_under_load(endpoint: Endpoint) ->
     endpoint.publish(models[0])
     expected = {m.digest: endpoint.expected(m) for m in models}
     done, answers, failures = threading.Event(), list[tuple[int, Score]](), list[str]()
+    retried, reasons = list[bool](), Counter[str]()
     questions = []
     for i in range(len(endpoint.samples)):
         body = endpoint.question(i)
@@ -46,11 +48,13 @@ def test_a_replica_is_killed_while_swaps_go_on_under_load(endpoint: Endpoint) ->
         pick = np.random.default_rng(worker)
         with Client(URL, TOKEN["LSAT_TEST_TOKEN"], retries=6) as client:
             while not done.is_set():
-                i = int(pick.integers(len(questions)))
+                i, before = int(pick.integers(len(questions))), client.retried.total()
                 try:
                     answers.append((i, client.score(*questions[i])))
                 except LsatError as error:
                     failures.append(str(error))
+                retried.append(client.retried.total() > before)
+            reasons.update(client.retried)
 
     threads = [threading.Thread(target=load, args=(k,)) for k in range(4)]
     for thread in threads:
@@ -65,7 +69,10 @@ def test_a_replica_is_killed_while_swaps_go_on_under_load(endpoint: Endpoint) ->
         done.set()
         for thread in threads:
             thread.join()
+    print(f"{sum(retried)} of {len(retried)} requests were sent again, after {dict(reasons)}; {len(failures)} failed")
     assert failures == []
+    assert reasons.keys() <= {"429", "500", "502", "503", "504", "ConnectError", "ReadError", "RemoteProtocolError"}
+    assert sum(retried) < len(retried) / 2, "one dead replica of two must not send every request round again"
     assert {answer.digest for _, answer in answers} == set(expected)
     mixed = [i for i, answer in answers if abs(answer.probability - expected[answer.digest][i]) > 1e-6]
     assert mixed == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ def test_hostile_titles_move_no_answer(
         assert np.array_equal(encoded.answer, encoded.offsets[1:] - 1)
     last = tokenizer.encode("\n", add_special_tokens=False)[-1]
     assert set(encoded.tokens[encoded.answer]) == {last}
+
+
+def test_pieces_are_what_the_tokenizer_itself_gives(tokenizer: Any, tiny_periods: Periods) -> None:
+    """Ids come straight from the backend, which computes no offsets; a tokenizer that cuts or pads is called itself."""
+    texts = [*tiny_periods.titles, "<s></s><pad>", "", "\U0001f3ac caf\u00e9\n", 'a "b" \u202e']
+    expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert Encoder(tokenizer, PromptConfig(), ()).pieces(texts) == expected
+    cutting = copy.deepcopy(tokenizer)
+    cutting.backend_tokenizer.enable_truncation(3)
+    assert Encoder(cutting, PromptConfig(), ()).pieces(texts) == expected
 
 
 def test_special_tokens_in_titles_stay_text(tokenizer: Any, tiny_periods: Periods, samples: Samples) -> None:

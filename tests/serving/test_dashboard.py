@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import Served
+from lsat_ray.serving.metrics import Metrics
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "cluster/grafana-dashboard.json"
 
@@ -20,6 +20,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics("r1")
     metrics.request("/v1/score", 200, 0.01)
     metrics.serving(Served(1, (Model("a", 1, "frozen"),), Model("b", 1, "frozen")))
+    metrics.losses({"champion": ("a", 0.6), "candidate": ("b", 0.5)}, 2)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.text()):
         for sample in family.samples:

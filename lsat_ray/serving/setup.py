@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import ipaddress
 import os
@@ -16,9 +17,9 @@ from lsat_ray.backbone.load import fingerprint, load, locate, on_this_machine
 from lsat_ray.config import BackboneConfig, Experiment, LoraSettings, PromptConfig
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.desk import Desk
-from lsat_ray.scoring.metrics import Metrics
 from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.serving.desk import Desk
+from lsat_ray.serving.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Setup:
         torch.set_num_threads(self.threads)
         backbone = load(self.backbone, on_this_machine(self.backbone, Path(self.backbone_folder)))
         model, store = AdaptedBackbone(backbone, self.lora), AdapterStore(Path(self.store_root))
-        return Desk(
+        desk = Desk(
             Recommender(model, store, self.batch_tokens, backbone.fingerprint),
             Encoder(backbone.tokenizer, self.prompt, self.titles),
             Path(self.run_dir),
@@ -83,6 +84,9 @@ class Setup:
             self.deadline_s,
             Metrics(replica),
         )
+        gc.collect()
+        gc.freeze()  # a full collection walks all that was loaded: tenths of a second in which nobody is answered
+        return desk
 
 
 def backbone_of(config: Experiment, run_dir: Path) -> Path:

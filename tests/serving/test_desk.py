@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Overloaded
+from lsat_ray.runs.ledger import Ledger
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask, Event
 from lsat_ray.scoring.served import Served, write_current
+from lsat_ray.serving.desk import Overloaded
 
 
 @pytest.fixture
@@ -126,6 +127,29 @@ def test_what_cannot_be_answered_in_time_is_refused(served: TestDesk, tiny_perio
     assert reply.json()["detail"][0]["remedy"].startswith("try again in")
 
 
+def test_answers_go_out_before_the_next_batch_begins(
+    tiny_experiment: Experiment, tiny_periods: Periods, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    """An answer that is there must not wait for a pass of the next batch."""
+    desk = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path, batch_tokens=64).desk  # one by one
+    events, steps = list[str](), desk.recommender.steps
+
+    def noted(*args: Any) -> Any:
+        events.append("batch")
+        return steps(*args)
+
+    async def one(i: int) -> None:
+        await desk.ask([question(tiny_periods, i)])
+        events.append("answer")
+
+    async def several() -> None:
+        await asyncio.gather(*(one(i) for i in range(4)))
+
+    desk.recommender.steps = noted  # type: ignore[method-assign]
+    asyncio.run(several())
+    assert events == ["batch", "answer"] * 4
+
+
 def test_a_shadow_is_scored_and_not_answered(served: TestDesk, tiny_periods: Periods) -> None:
     desk = served.desk
     candidate = Model("single", 9, "single", (served.adapters[3],), (1.0,))
@@ -145,6 +169,40 @@ def test_a_shadow_is_scored_and_not_answered(served: TestDesk, tiny_periods: Per
     counted = float(text.split('lsat_ray_shadow_targets_total{replica="local"} ')[1].split()[0])
     assert counted >= 3
     assert 'lsat_ray_model_period{model="candidate single",replica="local"} 9.0' in text
+
+
+def test_the_log_losses_of_champion_and_shadow_follow_the_tested_periods(served: TestDesk) -> None:
+    """Live requests have no labels; the ledger of the run has."""
+    desk = served.desk
+    ledger = Ledger(desk.run_dir / "ledger.jsonl")
+    candidate = Model("single", 9, "single", (served.adapters[3],), (1.0,))
+
+    def lines(text: str) -> dict[str, float]:
+        found = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("lsat_ray_log_loss")]
+        return {name: float(value) for name, value in found}
+
+    async def follow() -> list[dict[str, float]]:
+        following = Served(2, desk.served.models, candidate)
+        await desk.prepare(following)
+        await desk.commit(following.digest)
+        told = []
+        async with http(desk) as client:
+            for period, losses in ((3, (0.6, 0.5)), (4, (0.8, 0.9))):
+                told.append(lines((await client.get("/metrics")).text))
+                for name, loss in zip(("lsat-en(2)", "single"), losses, strict=True):
+                    ledger.append(0, name, period, "score", log_loss=loss)
+            told.append(lines((await client.get("/metrics")).text))
+            (desk.run_dir / "ledger.jsonl").write_text("broken\nbroken\n")
+            told.append(lines((await client.get("/metrics")).text))
+        return told
+
+    empty, first, both, broken = asyncio.run(follow())
+    champion = 'lsat_ray_log_loss{model="lsat-en(2)",replica="local",role="champion"}'
+    shadow = 'lsat_ray_log_loss{model="single",replica="local",role="candidate"}'
+    periods = 'lsat_ray_log_loss_periods{replica="local"}'
+    assert empty == broken == {periods: 0.0}
+    assert first == {champion: 0.6, shadow: 0.5, periods: 1.0}
+    assert both == pytest.approx({champion: 0.7, shadow: 0.7, periods: 2.0})
 
 
 def test_the_default_can_be_set_and_what_is_not_published_is_not_committed(

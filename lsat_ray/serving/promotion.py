@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +83,27 @@ def judge(
     users = len(np.unique(np.concatenate([champion[key].user for key in keys])))
     gain = float(np.mean([g.mean() for g in gains]))
     return Verdict(gain, float(low), float(high), len({key.period for key in keys}), users)
+
+
+def prequential(records: Iterable[dict[str, Any]], names: Sequence[str]) -> tuple[dict[str, float], int]:
+    """Return the mean log-loss of models over the tested periods that all of them have, and how many periods these are.
+
+    It is what `judge` compares: a period (under a seed) counts as much as another.
+
+    Args:
+        records: of the run's ledger; a `score` record says how a strategy did on a period after its model was made.
+        names: of the strategies.
+    """
+    found: dict[str, dict[tuple[int, int], float]] = {name: {} for name in names}
+    for record in records:
+        name, loss = record.get("strategy"), record.get("log_loss")
+        if record.get("stage") == "score" and name in found and loss is not None and isfinite(loss):
+            found[name][record["seed"], record["period"]] = loss
+    shared = set.intersection(*(set(losses) for losses in found.values())) if found else set()
+    if not shared:
+        return {}, 0
+    means = {name: sum(losses[key] for key in shared) / len(shared) for name, losses in found.items()}
+    return means, len({period for _, period in shared})
 
 
 def _loss(probability: np.ndarray, label: np.ndarray) -> np.ndarray:

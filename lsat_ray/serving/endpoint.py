@@ -20,7 +20,11 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lsat_ray.distributed.schemas import (
+from lsat_ray.errors import LsatError
+from lsat_ray.scoring.prefix import Ask, Refused
+from lsat_ray.serving.desk import Desk, Overloaded
+from lsat_ray.serving.metrics import Metrics
+from lsat_ray.serving.schemas import (
     MAX_BODY,
     Answer,
     Answers,
@@ -34,10 +38,6 @@ from lsat_ray.distributed.schemas import (
     explain,
     problem,
 )
-from lsat_ray.errors import LsatError
-from lsat_ray.scoring.desk import Desk, Overloaded
-from lsat_ray.scoring.metrics import Metrics
-from lsat_ray.scoring.prefix import Ask, Refused
 
 OPEN = ("/healthz", "/docs", "/openapi.json")
 """Paths that ask for no token; what is under them asks for none either. The page asks for none; what it shows does."""
@@ -205,7 +205,7 @@ def build_app(
     @app.get("/metrics", response_class=PlainTextResponse, **gets)
     async def metrics() -> str:
         """Return the counters of all replicas in Prometheus' text format."""
-        return await metrics_text() if metrics_text else desk.metrics.text()
+        return await (metrics_text or desk.metrics_text)()
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -243,7 +243,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _serve_page(app: FastAPI) -> None:
     """Serve the live page, which loads nothing from elsewhere and may send nothing elsewhere."""
-    html = files("lsat_ray.distributed").joinpath("page.html").read_text()
+    html = files("lsat_ray.serving").joinpath("page.html").read_text()
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
 from lsat_ray.report.reader import RunReader
-from lsat_ray.scoring.desk import Result
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask
 from lsat_ray.scoring.prefix import Event as PastEvent
 from lsat_ray.scoring.served import Served, past
+from lsat_ray.serving.desk import Result
 
 MAX_TITLE = 500
 """Characters of a title."""

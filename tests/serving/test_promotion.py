@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lsat_ray.errors import LsatError
+from lsat_ray.evaluation.metrics import summarise
 from lsat_ray.evaluation.significance import Key, Scored
-from lsat_ray.scoring.promotion import judge
+from lsat_ray.serving.promotion import judge, prequential
 
 
 def scored(rng: np.random.Generator, users: int, rows: int, shift: float, periods: int = 3) -> list[dict[Key, Scored]]:
@@ -55,6 +56,25 @@ def test_the_gain_is_the_mean_over_periods_of_the_difference_of_log_loss(rng: np
 
     expected = np.mean([loss(champion[key]) - loss(candidate[key]) for key in champion])
     assert judge(champion, candidate).gain == pytest.approx(expected)
+
+
+def test_the_ledger_tells_the_log_losses_that_the_rule_compares(rng: np.random.Generator) -> None:
+    pair = dict(zip("ab", scored(rng, 30, 100, 0.2), strict=True))
+    records = [
+        {"seed": key.seed, "strategy": name, "period": key.period, "stage": "score"}
+        | summarise(s.label, s.score, s.user, True)
+        for name, runs in pair.items()
+        for key, s in runs.items()
+    ]
+    means, periods = prequential(records, ["a", "b"])
+    assert means["a"] - means["b"] == pytest.approx(judge(pair["a"], pair["b"]).gain)
+    assert periods == 3
+    alone = [r for r in records if (r["strategy"], r["period"]) != ("b", 2)]  # b was not scored on period 2
+    means, periods = prequential(alone, ["a", "b"])
+    assert means["a"] == pytest.approx(np.mean([r["log_loss"] for r in alone if r["strategy"] == "a"][::2]))
+    assert periods == 2
+    uncalibrated = {"seed": 0, "strategy": "c", "period": 1, "stage": "score", "log_loss": float("nan")}
+    assert prequential([*records, uncalibrated], ["a", "c"]) == ({}, 0)
 
 
 def test_what_cannot_be_compared_is_refused(rng: np.random.Generator) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
@@ -33,6 +33,8 @@ class Metrics:
         self.difference = self._histogram(
             "shadow_difference", "Distance between the shadow's P(like) and the answer.", DIFFERENCE
         ).labels(replica)
+        self._loss = self._gauge("log_loss", "Mean prequential log-loss on the periods tested so far.", "model", "role")
+        self._tested = self._gauge("log_loss_periods", "Tested periods behind lsat_ray_log_loss.").labels(replica)
 
     def _names(self, labels: Sequence[str]) -> tuple[str, ...]:
         return ("replica", *labels)
@@ -59,6 +61,18 @@ class Metrics:
             self._period.labels(self.replica, name).set(model.period)
         if served.candidate:
             self._period.labels(self.replica, f"candidate {served.candidate.strategy}").set(served.candidate.period)
+
+    def losses(self, by_role: Mapping[str, tuple[str, float]], periods: int) -> None:
+        """Say how what answers, and what is on trial, did on the periods that the run has tested.
+
+        Args:
+            by_role: (model, mean log-loss) of the `champion` and of the `candidate`; those that are known.
+            periods: how many.
+        """
+        self._loss.clear()
+        for role, (model, loss) in by_role.items():
+            self._loss.labels(self.replica, model, role).set(loss)
+        self._tested.set(periods)
 
     def text(self) -> str:
         """Return all in Prometheus' text format."""

@@ -20,11 +20,13 @@ import numpy as np
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
-from lsat_ray.scoring.metrics import Metrics
+from lsat_ray.report.reader import RunReader
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.prefix import Ask, Prepared, Refused, assemble, prepare, twin
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.served import FROZEN, Served, read_current
+from lsat_ray.serving.metrics import Metrics
+from lsat_ray.serving.promotion import prequential
 
 LONG = 16
 """Candidates from which on an ask is tokenised beside the event loop."""
@@ -115,8 +117,10 @@ class _Lane:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        await asyncio.sleep(0)  # what arrived at the same time comes along
-        while self._jobs:
+        while True:
+            await asyncio.sleep(0)  # answers go out, and what arrived at the same time comes along
+            if not self._jobs:
+                return
             began = time.monotonic()
             batch = self._take(began)
             tokens = sum(job.tokens for job in batch)
@@ -283,6 +287,22 @@ class Desk:
             self.metrics.shadowed.inc(len(rows))
 
         self._shadow = asyncio.create_task(later())
+
+    async def metrics_text(self) -> str:
+        """Return this replica's counters, and how the models did on the periods that the run has tested so far."""
+        served = self.served
+        roles = {"champion": served.select(self._default(served)).strategy}
+        if served.candidate:
+            roles["candidate"] = served.candidate.strategy
+        means, periods = await asyncio.to_thread(self._losses, list(roles.values()))
+        self.metrics.losses({role: (name, means[name]) for role, name in roles.items() if name in means}, periods)
+        return self.metrics.text()
+
+    def _losses(self, names: list[str]) -> tuple[dict[str, float], int]:
+        try:
+            return prequential(RunReader(self.run_dir).ledger, names)
+        except LsatError:  # a broken ledger must not blind the monitoring
+            return {}, 0
 
     # Bulk
 

@@ -172,6 +172,23 @@ def fingerprint(folder: Path, config: BackboneConfig) -> str:
     return digest.hexdigest()
 
 
+def outline(folder: Path, config: BackboneConfig) -> Any:
+    """Return the causal LM of a folder without its weights (on torch's meta device); only its config is read.
+
+    Raises:
+        LsatError: when the folder is no causal LM.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype_of(config)))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LsatError(f"backbone.path: {folder} is not a causal LM: {reason}") from error
+
+
 def load(config: BackboneConfig, folder: Path | None = None) -> Backbone:
     """Load the backbone, frozen and in evaluation mode.
 

@@ -216,7 +216,7 @@ class TrainingSessions:
     def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
         self._context = [context, replayer]
-        ray.get(self.queue.open.remote(self._context))  # it may still be starting
+        ray.get(self.queue.open.remote(self._context), timeout=START_S)  # it may still be starting
 
     def run(
         self,

@@ -29,6 +29,7 @@ from lsat_ray.runs.tasks import Coefficients, Context, Fit, Score, Task
 from lsat_ray.scoring.model import CLASSICAL, IN_CONTEXT, RECLORA
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.score import score
+from lsat_ray.training import memory
 from lsat_ray.training.checkpoint import Checkpointer
 from lsat_ray.training.coefficients import fit_coefficients
 from lsat_ray.training.engine import Engine
@@ -60,11 +61,13 @@ class Worker:
             say: hears that a training goes on where it was interrupted.
 
         Raises:
-            LsatError: when this machine does not see the backbone.
+            LsatError: when this machine does not see the backbone, or its GPU is too small to train it.
         """
         torch.set_num_threads(settings.threads)
         self.context, self.settings, self.reader = context, settings, reader
-        backbone = load(context.config.backbone, on_this_machine(context.config.backbone, Path(context.backbone)))
+        folder = on_this_machine(context.config.backbone, Path(context.backbone))
+        memory.check(context.config.model_copy(update={"engine": settings}), folder)
+        backbone = load(context.config.backbone, folder)
         self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
         self.model = AdaptedBackbone(backbone, context.config.lora, settings.checkpointing, settings.packing)
         self.store = AdapterStore(Path(context.store))

@@ -114,6 +114,30 @@ def test_the_machines_can_place_what_the_shipped_configs_ask_for(
     assert problem(load(CONFIGS / f"{config}.yaml"), offered(name)) is None
 
 
+CARDS = {"g5.2xlarge": 24, "g2-standard-8": 24, "p5.4xlarge": 80, "a2-ultragpu-1g": 80}
+"""GiB of the GPU of these machines, as the clouds' pages have it."""
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("kind", "config", "model"), [("gpu", "ml1m_qwen3_0.6b", "qwen3_0.6b"), ("gpu80", "ml1m_llama7b", "llama7b")]
+)
+def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
+    name: str, kind: str, config: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shapes import shape, shipped
+
+    from lsat_ray.training.memory import ROOM, dressed, refusal
+
+    node = read(name)["available_node_types"][kind]["node_config"]
+    experiment = shipped(config, monkeypatch)
+    backbone = shape(model)
+    card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
+    assert refusal(dressed(backbone, experiment.lora), experiment, int(card * experiment.engine.gpus)) is None
+    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    assert weights < ROOM * card * experiment.serve.gpus, "a replica"
+
+
 def test_there_is_one_image_and_one_list_of_packages() -> None:
     images = {read(name)["docker"]["image"] for name in LAUNCHERS}
     for name, _, section in MANIFESTS:

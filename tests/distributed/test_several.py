@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.chaos.harness import CONFIG, compare
-from tests.chaos.test_ray_kills import descendants
+from tests.chaos.kills import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent.parent

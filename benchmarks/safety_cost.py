@@ -4,9 +4,10 @@
         --set replay.long_periods=4 --json benchmarks/results/safety_cost.json
 
 Without it means: no fsync, no SHA-256 of what is published, no verification of what is read, no states inside fits
-(drafts are still renamed, and the ledger is still looked up: both take microseconds). Runs alternate, and every second pair begins with the other kind.
-The backbone is built once, before the first pair. Each run is a process of its own; its wall clock and processor time
-(user and system, children included) are taken from start to end. `ratio` is with over without, the median of the pairs.
+(drafts are still renamed, and the ledger is still looked up: both take microseconds). Runs alternate, and every second
+pair begins with the other kind. The backbone is built once, before the first pair. Each run is a process of its own;
+its wall clock and processor time (user and system, children included) are taken from start to end. `ratio` is with over
+without, the median of the pairs.
 
 `inside` is read in the runs with the safety alone: the seconds that passed within the calls above, as a share of that
 run's wall clock. It needs no second run, so noise of the machine moves it less.

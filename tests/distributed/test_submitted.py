@@ -71,12 +71,12 @@ def kill(mark: str) -> int:
 
 
 @contextmanager
-def started(port: int, dashboard: int, agent: int) -> Iterator[str]:
+def started(port: int, dashboard: int, agent: int, client: int) -> Iterator[str]:
     """Start a cluster as an administrator does, and yield the mark of all its processes; kill them at the end."""
     mark, temporary = uuid.uuid4().hex, Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie in it
     line = [RAY, "start", "--head", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={port}"]
     line += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    line += [f"--temp-dir={temporary}", "--ray-client-server-port=0", "--disable-usage-stats"]
+    line += [f"--temp-dir={temporary}", f"--ray-client-server-port={client}", "--disable-usage-stats"]
     try:
         done = subprocess.run(line, env={**bare(), "MARK": mark}, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -101,7 +101,7 @@ def told(runs: Path, name: str) -> str:
 
 
 def test_a_job_goes_on_in_a_new_cluster_after_the_whole_one_was_killed(tmp_path: Path) -> None:
-    ports = free_ports(3)
+    ports = free_ports(4)
     with started(*ports) as mark:
         assert submit(ports[1], tmp_path, "whole").wait(timeout=500) == 0, told(tmp_path, "whole")
         broken = submit(ports[1], tmp_path, "broken")

@@ -10,7 +10,7 @@ import torch
 
 from lsat_ray.config import Experiment, load
 
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"
 
 
 def shipped(name: str, monkeypatch: pytest.MonkeyPatch, *sets: str) -> Experiment:

@@ -26,7 +26,7 @@ class Estimate:
     """Bytes that one worker needs in a training step."""
 
     frozen: int
-    """Weights of the backbone (a shard of them under ZeRO-3, and one whole layer)."""
+    """Weights of the backbone; under ZeRO-3 a shard of them, from loading on, and the layer whose turn it is."""
     trained: int
     """Adapter weights, gradients and AdamW's moments, in float32."""
     activations: int
@@ -56,11 +56,12 @@ def estimate(
     world = engine.workers
     slot = {id(p) for p in model.slot_parameters().values()}
     adapter = sum(p.numel() for p in model.slot_parameters().values())
-    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in slot)
+    sizes = [p.numel() * p.element_size() for p in model.parameters() if id(p) not in slot]
+    frozen = sum(sizes)
     config = model.peft.get_base_model().config
     layers = config.num_hidden_layers
     if stage == 3:
-        frozen = frozen // world + frozen // layers
+        frozen = frozen // world + max(frozen // layers, *sizes)  # the embedding may be larger than a layer
     weights, gradients, moments = 4 * adapter, 4 * adapter, 8 * adapter
     if stage >= 1:
         moments //= world

@@ -228,8 +228,15 @@ def test_the_application_is_built_from_a_run_folder(tmp_path: Path, monkeypatch:
     assert setup.token_sha256 is not None and setup.token_sha256 != "x"
 
 
-def test_the_runtime_env_is_valid() -> None:
+def test_the_runtime_env_ships_the_whole_package_and_no_runs() -> None:
+    """`runs` without a slash left the package's own room of that name out, and no submitted job could start."""
+    from ray._private.runtime_env.packaging import _get_excludes
     from ray.runtime_env import RuntimeEnv
 
-    env = RuntimeEnv(**read("runtime_env.yaml"))
-    assert "runs" in env["excludes"]
+    root = ROOT.parent
+    left_out = _get_excludes(root, RuntimeEnv(**read("runtime_env.yaml"))["excludes"])
+    package = [
+        p for part in ("lsat_ray", "jobs") for p in (root / part).rglob("*") if p.suffix in (".py", ".yaml", ".html")
+    ]
+    assert package and [p for p in package if left_out(p)] == []
+    assert all(left_out(root / name / "x") for name in ("runs", "dist", "build", ".venv", ".git"))

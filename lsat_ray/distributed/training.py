@@ -35,9 +35,13 @@ END_S = 60.0
 
 
 def pinned() -> dict[str, Any]:
-    """Return the options of an actor that belongs on the driver's node: under `ray job submit` the head, not a spot."""
+    """Return the options of an actor that belongs on the driver's node: under `ray job submit` the head, not a spot.
+
+    Where that node is lost the driver is lost with it. A soft affinity means nothing for an actor that asks for no CPU:
+    Ray 2.60 then starts it on any node.
+    """
     node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=True)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)

@@ -9,7 +9,7 @@ SHELL  := /bin/bash
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help replay test test-core test-ray test-slow chaos lint format install clean
+.PHONY: help replay test test-core test-ray test-slow chaos chaos-ray lint format install clean
 
 help:                       ## say what can be made
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -31,6 +31,9 @@ test-slow: $(STAMP)         ## the long tests
 
 chaos: $(STAMP)             ## 200 seeded faults, each compared with the undisturbed run
 	$(BIN)/python -m tests.chaos --points 200 --seed 0 --workers 2 --json benchmarks/results/chaos.json
+
+chaos-ray: $(STAMP)         ## kill every kind of process of a run on Ray, each compared with the undisturbed run
+	$(BIN)/python -m tests.chaos --kills --json benchmarks/results/chaos_ray.json
 
 lint: $(STAMP)              ## style, format and types
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Predict how a run's wall clock falls with the number of training sessions, from the durations of one measured run.
 
-    lsat-ray study --config jobs/configs/study_synthetic.yaml --name sessions1 --set engine.sessions=1
-    lsat-ray study --config jobs/configs/study_synthetic.yaml --name sessions2 --set engine.sessions=2
-    python benchmarks/scale_model.py --run runs/sessions1 --check runs/sessions2 \\
+    for n in 1 2 4; do lsat-ray study --config jobs/configs/study_synthetic.yaml --name sessions$n \\
+        --set engine.sessions=$n --set "seeds=[0, 1, 2, 3]"; done
+    python benchmarks/scale_model.py --run runs/sessions1 --check runs/sessions2 runs/sessions4 \\
         --json benchmarks/results/scale_model.json --figure benchmarks/results/scale_model.svg
 
 A discrete-event model: sessions take tasks as `runs.tasks.TaskBook` hands them out, the first whose parents are done;
@@ -13,9 +13,11 @@ while no session works (start-up, search, tables, report) stays as it was. Three
 - `replay`: period by period, a period's models after those of the period before, with a barrier;
 - `chains`: only what a warm start links, which no number of sessions makes shorter than its longest chain.
 
-Each session has cores of its own in the model; where sessions share cores a run is slower than predicted, and `--check`
-says by how much. `limit` names what the wall clock is closest to: `work` (more sessions help), `chain` (the longest
-chain of models), `barriers` (waiting for a period's slowest model), or `serial` (what runs while no session works).
+The curves give each session cores of its own, as a cluster does; `here` are the same curves with the cores of the
+machine that was measured, which its sessions share evenly: more sessions than cores bring nothing. `--check` sets that
+prediction beside real runs. `limit` names what the wall clock is closest to: `work` (more sessions help), `cores` (more
+machines help), `chain` (the longest chain of models), `barriers` (waiting for a period's slowest model), or `serial`
+(what runs while no session works).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -70,6 +73,8 @@ class Measured:
     wall: float
     """Seconds from the first start to the last end."""
     sessions: int
+    cores: float = math.inf
+    """Of the machine, as many times as a session needs one."""
 
 
 def measured(run: Path) -> Measured:
@@ -91,13 +96,18 @@ def measured(run: Path) -> Measured:
         for key, seconds in zip(map(str, table.index), table["seconds"].tolist(), strict=True)
     )
     first, last = folder.timings["start"].min(), (folder.timings["start"] + folder.timings["seconds"]).max()
-    sessions = int(yaml.safe_load(folder.config)["engine"]["sessions"])
+    engine = yaml.safe_load(folder.config)["engine"]
+    sessions, width = (
+        int(engine["sessions"]),
+        engine["workers"] * engine["threads"] if engine["backend"] == "ray" else 1,
+    )
+    cores = int(json.loads((run / "versions.json").read_text())["cores"]) / width
     start, end = table["start"].to_numpy(), np.maximum.accumulate(table["end"].to_numpy())
     idle = np.maximum(0.0, start[1:] - end[:-1])
     gap = float(np.median(idle)) if len(idle) and sessions == 1 else 0.0
     busy = float(end[-1] - start[0] - idle.sum()) if len(start) else 0.0
     serial = float(last - first) - busy - gap * len(idle)
-    return Measured(jobs, max(0.0, serial), gap, float(last - first), sessions)
+    return Measured(jobs, max(0.0, serial), gap, float(last - first), sessions, cores)
 
 
 def _links(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -107,13 +117,14 @@ def _links(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     return parents, max((t for t, _ in (*spec["train"], *spec["validation"])), default=0)
 
 
-def makespan(jobs: Sequence[Job], workers: int, gap: float = 0.0) -> float:
+def makespan(jobs: Sequence[Job], workers: int, gap: float = 0.0, cores: float = math.inf) -> float:
     """Return the seconds until all jobs are done, handed out in order to sessions as soon as their parents are.
 
     Args:
         jobs: parents that are none of them count as done.
         workers: sessions.
         gap: seconds that each hand-out takes.
+        cores: that the sessions share evenly; a job takes its seconds where it has one for itself.
     """
     known = {j.key for j in jobs}
     waiting = {j.key: {p for p in j.parents if p in known} for j in jobs}
@@ -123,13 +134,16 @@ def makespan(jobs: Sequence[Job], workers: int, gap: float = 0.0) -> float:
             children.setdefault(parent, []).append(place)
     ready = [place for place, job in enumerate(jobs) if not waiting[job.key]]
     heapq.heapify(ready)
-    running: list[tuple[float, int]] = []
+    left: dict[int, float] = {}  # seconds of work left in what runs
     now = 0.0
-    while ready or running:
-        while ready and len(running) < workers:
+    while ready or left:
+        while ready and len(left) < workers:
             place = heapq.heappop(ready)
-            heapq.heappush(running, (now + gap + jobs[place].seconds, place))
-        now, place = heapq.heappop(running)
+            left[place] = gap + jobs[place].seconds
+        rate = min(1.0, cores / len(left))
+        work, place = min((seconds, place) for place, seconds in left.items())
+        now += work / rate
+        left = {p: seconds - work for p, seconds in left.items() if p != place}
         for child in children.get(jobs[place].key, ()):
             waiting[jobs[child].key].discard(jobs[place].key)
             if not waiting[jobs[child].key]:
@@ -152,8 +166,10 @@ def stages(run: Measured, schedule: str) -> list[list[Job]]:
     return [part for pair in zip(by_period, parts, strict=False) for part in pair]
 
 
-def curve(run: Measured, schedule: str, workers: Sequence[int] = WORKERS) -> list[dict[str, Any]]:
-    """Return seconds, speed-up and what limits it, by the number of sessions."""
+def curve(
+    run: Measured, schedule: str, workers: Sequence[int] = WORKERS, cores: float = math.inf
+) -> list[dict[str, Any]]:
+    """Return seconds, speed-up and what limits it, by the number of sessions that share so many cores."""
     parts = stages(run, schedule)
     serial = 0.0 if schedule == "chains" else run.serial
     work = sum(j.seconds + run.gap for part in parts for j in part)
@@ -162,8 +178,14 @@ def curve(run: Measured, schedule: str, workers: Sequence[int] = WORKERS) -> lis
     alone = serial + sum(makespan(part, 1, run.gap) for part in parts)
     rows = []
     for n in workers:
-        seconds = serial + sum(makespan(part, n, run.gap) for part in parts)
-        shares = {"work": work / n, "chain": chain, "barriers": sum(unlimited) - chain, "serial": serial}
+        seconds = serial + sum(makespan(part, n, run.gap, cores) for part in parts)
+        shares = {
+            "work": work / n,
+            "cores": work / cores,
+            "chain": chain,
+            "barriers": sum(unlimited) - chain,
+            "serial": serial,
+        }
         limit = max(shares, key=lambda k: shares[k])
         rows.append(
             {"sessions": n, "seconds": seconds, "speed_up": alone / seconds if seconds else 1.0, "limit": limit}
@@ -172,9 +194,9 @@ def curve(run: Measured, schedule: str, workers: Sequence[int] = WORKERS) -> lis
 
 
 def check(run: Measured, other: Path, schedule: str = "back-fill") -> dict[str, Any]:
-    """Compare the prediction for another run's number of sessions with its wall clock."""
+    """Compare the prediction for another run's number of sessions, on its cores, with its wall clock."""
     found = measured(other)
-    (row,) = curve(run, schedule, [found.sessions])
+    (row,) = curve(run, schedule, [found.sessions], found.cores)
     return {
         "sessions": found.sessions,
         "predicted_s": row["seconds"],
@@ -226,6 +248,8 @@ def main() -> None:
         "serial_s": run.serial,
         "gap_s": run.gap,
         "curves": curves,
+        "cores": run.cores,
+        "here": {name: curve(replayed if name == "replay" else run, name, WORKERS[:4], run.cores) for name in curves},
         "check": [check(run, other) for other in (given.run, *given.check)],
     }
     if given.json:

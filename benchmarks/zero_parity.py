@@ -6,7 +6,8 @@ Data parallel and ZeRO 0 to 3, any number of workers, with and without accumulat
 
 Every row is one training of the same spec in one `TorchTrainer.fit`; `difference` is the largest absolute difference
 of any LoRA weight from plain torch's, `relative` that over the largest weight; `resumed_equal` says whether a training
-that was interrupted and taken up from its checkpoint ended with the same bytes under the same engine.
+that was interrupted and taken up from its checkpoint ended with the same bytes under the same engine; `held` is the
+largest share of the backbone's weights that a worker holds once it is loaded.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
 
     from lsat_ray.adapters.lora import AdaptedBackbone
     from lsat_ray.backbone.load import load
+    from lsat_ray.distributed.deepspeed_engine import Shards
     from lsat_ray.prompts.encode import Encoder
     from lsat_ray.training.checkpoint import Checkpointer
     from lsat_ray.training.fit import fit
 
     torch.set_num_threads(1)
     periods = cut(data.load(CONFIG.data), CONFIG.data, CONFIG.periods)
-    backbone = load(CONFIG.backbone, Path(folder))
+    backbone = load(CONFIG.backbone, Path(folder), Shards() if engine.splits else None)
+    out: dict[str, Any] = {"held": held(backbone.model, engine)}
     encoder = Encoder(backbone.tokenizer, CONFIG.prompt, periods.titles)
     model = AdaptedBackbone(backbone, CONFIG.lora)
     settings = CONFIG.engine.model_copy(update={"micro_batches": micro_batches})
@@ -71,7 +74,6 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
         return AdapterSpec("b", "d", rows, check, CONFIG.prompt, CONFIG.lora, CONFIG.recipe, 0, init)
 
     first = spec(1)
-    out: dict[str, Any] = {}
     fresh = fit(
         first, model, encoder(periods.rows(1, "train")), encoder(periods.rows(1, "validation")), engine, settings
     )
@@ -87,7 +89,18 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
             spec(2, first), model, *second, engine, settings, fresh.adapter, heard.append, checkpoint=checkpoint
         )
         assert heard[0] == "resumed at step 6", heard
-    return {k: {"state": v.adapter.state, "auc": v.auc, "margin": v.margin} for k, v in out.items()}
+    share = out.pop("held")
+    return {k: {"state": v.adapter.state, "auc": v.auc, "margin": v.margin, "held": share} for k, v in out.items()}
+
+
+def held(model: Any, engine: Any) -> float:
+    """Return the largest share of a model's weights that any worker holds, on every worker."""
+    import numpy as np
+
+    sizes = [(p.ds_tensor.numel() + p.numel(), p.ds_numel) if hasattr(p, "ds_id") else (p.numel(),) * 2
+             for p in model.parameters()]  # fmt: skip
+    mine = sum(here for here, _ in sizes) / sum(whole for _, whole in sizes)
+    return float(engine.gather(np.array([mine])).max())
 
 
 class Interrupted(Exception):
@@ -178,6 +191,7 @@ def measure(stages: list[int], workers: int) -> list[dict[str, Any]]:
                     "relative": difference / largest,
                     "margin_difference": float(abs(found["margin"] - reference["margin"]).max()),
                     "some_weight_is_zero": empty,
+                    "held": found["held"],
                     "resumed_equal": None if equal is None else bool(equal),
                 }
             )
@@ -200,7 +214,7 @@ def main() -> None:
         print(
             f"{row['engine']:14} {row['training']:6} workers {row['workers']}  difference {row['difference']:.2e}  "
             f"relative {row['relative']:.2e}  margin {row['margin_difference']:.2e}  "
-            f"zero {row['some_weight_is_zero']}  resumed equal {row['resumed_equal']}"
+            f"zero {row['some_weight_is_zero']}  resumed equal {row['resumed_equal']}  held {row['held']:.2f}"
         )
     if args.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, gloo"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lsat_ray.backbone.precision import native_bfloat16
+from lsat_ray.backbone.sharding import Sharding, Whole
 from lsat_ray.config import BackboneConfig, Experiment
 from lsat_ray.errors import LsatError
 from lsat_ray.files import sha256_of
@@ -172,42 +173,62 @@ def fingerprint(folder: Path, config: BackboneConfig) -> str:
     return digest.hexdigest()
 
 
-def load(config: BackboneConfig, folder: Path | None = None) -> Backbone:
+def outline(folder: Path, config: BackboneConfig) -> Any:
+    """Return the causal LM of a folder without its weights (on torch's meta device); only its config is read.
+
+    Raises:
+        LsatError: when the folder is no causal LM.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype_of(config)))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LsatError(f"backbone.path: {folder} is not a causal LM: {reason}") from error
+
+
+def load(config: BackboneConfig, folder: Path | None = None, sharding: Sharding | None = None) -> Backbone:
     """Load the backbone, frozen and in evaluation mode.
 
     Args:
         config: dtype, device, attention and quantisation.
         folder: the weights; located from the config when None.
+        sharding: how they are split over workers; not at all when None.
 
     Raises:
         LsatError: when the folder is no causal LM, or its tokenizer has no single answer tokens.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = folder or locate(config)
-    device = pick_device(config.device)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype_of(config)), "attn_implementation": config.attention}
+    folder, sharding = folder or locate(config), sharding or Whole()
+    device, dtype = pick_device(config.device), getattr(torch, dtype_of(config))
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
     if config.quantization:
         options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
-        )
+        with sharding.loading(dtype):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LsatError(f"backbone.path: {folder} does not load as a causal LM: {reason}") from error
     if not config.quantization:
         model.to(device)
-    return wrap(model, tokenizer, fingerprint(folder, config))
+    return wrap(model, tokenizer, fingerprint(folder, config), sharding)
 
 
-def wrap(model: Any, tokenizer: Any, name: str) -> Backbone:
+def wrap(model: Any, tokenizer: Any, name: str, sharding: Sharding | None = None) -> Backbone:
     """Freeze a causal LM and find its answer rows; check that two rows of the head give the same logits as all rows.
 
     Raises:
         LsatError: when the model changes its logits after the head, or has no single answer tokens.
     """
+    sharding = sharding or Whole()
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -215,12 +236,13 @@ def wrap(model: Any, tokenizer: Any, name: str) -> Backbone:
     answers = find_answer_tokens(tokenizer, opening)
     output = model.get_output_embeddings()
     rows = torch.tensor([answers.no, answers.yes], device=output.weight.device)
-    head = output.weight.detach()[rows].float().clone()
-    bias = torch.zeros(2, device=head.device) if output.bias is None else output.bias.detach()[rows].float().clone()
+    with sharding.gathered(output.parameters()):
+        head = output.weight.detach()[rows].float().clone()
+        bias = torch.zeros(2, device=head.device) if output.bias is None else output.bias.detach()[rows].float().clone()
     ids = torch.tensor([tokenizer.encode(opening, add_special_tokens=False)[-16:]], device=head.device)
-    with torch.no_grad():
-        whole = model(input_ids=ids, logits_to_keep=1).logits[0, -1, rows].float()
-        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[0, -1].float()
+    with torch.no_grad(), sharding.running(model):
+        found = model(input_ids=ids, logits_to_keep=1, output_hidden_states=True)
+        whole, hidden = found.logits[0, -1, rows].float(), found.hidden_states[-1][0, -1].float()
     short = hidden @ head.T + bias
     if not torch.allclose(whole, short, rtol=2e-2, atol=2e-2 * float(whole.abs().max() + 1)):
         raise LsatError(

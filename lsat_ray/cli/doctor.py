@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lsat_ray.cli.finding import Finding
-from lsat_ray.cli.machine import host_memory, this_machine
-from lsat_ray.cli.placement import Node, problem
+from lsat_ray.cli.machine import at_hand, host_memory
+from lsat_ray.cli.placement import problem
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.check import check
@@ -141,13 +141,7 @@ def placement(config: Experiment) -> Iterator[Finding]:
     if not on_ray(config):
         yield Finding("ok", "placement", "one process (engine.backend local)")
         return
-    nodes: list[Node] = [this_machine()]
-    where = "this machine"
-    if address := os.environ.get("RAY_ADDRESS"):
-        from lsat_ray.distributed.resources import nodes as cluster_nodes
-
-        nodes = [Node(cpu, gpu) for cpu, gpu in cluster_nodes()]
-        where = f"the cluster at {address}"
+    nodes, where = at_hand()
     line = problem(config, nodes)
     if line:
         yield Finding("fail", "placement", line)

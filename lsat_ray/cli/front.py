@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lsat_ray import config as configs
-from lsat_ray.cli.machine import this_machine
+from lsat_ray.cli.machine import at_hand
 from lsat_ray.cli.placement import problem
 from lsat_ray.cli.plugins import load_plugins
 from lsat_ray.config import Experiment
@@ -244,7 +244,7 @@ def _run(run: Callable[..., Path], config: Experiment, folder: Path, say: Say, e
 
 
 def _checked(config: Experiment, folder: Path, endpoint: bool) -> Checked:
-    """Check config, log and run folder, and that this machine can place what the config asks for."""
+    """Check config, log and run folder, and that the machines at hand can place what the config asks for."""
     from lsat_ray.runs.check import check
     from lsat_ray.runs.folder import RunFolder
 
@@ -279,11 +279,12 @@ def _experiment(source: Source) -> Experiment:
 
 
 def _placeable(config: Experiment, endpoint: bool) -> None:
-    """Refuse what this machine can never place; a cluster that is joined has its own say."""
-    if config.engine.backend == "local" or "RAY_ADDRESS" in os.environ:
+    """Refuse what this machine, or the cluster that is joined, can never place; one that autoscales is asked too."""
+    if config.engine.backend == "local":
         return
-    if line := problem(config, [this_machine()], endpoint):
-        raise LsatError(line)
+    nodes, where = at_hand()
+    if line := problem(config, nodes, endpoint):
+        raise LsatError(f"{where}: {line}")
 
 
 def _labelled(say: Say, label: str, text: str) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import nano
-from lsat_ray.backbone.load import Backbone, dtype_of
+from lsat_ray.backbone.load import outline
 from lsat_ray.cli.finding import Finding
 from lsat_ray.cli.machine import host_memory
 from lsat_ray.config import BackboneConfig, Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.answer import AnswerTokens, find_answer_tokens
+from lsat_ray.prompts.answer import find_answer_tokens
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.prompts.tallrec import preamble, target_text
 from lsat_ray.training import memory
@@ -42,7 +41,7 @@ def findings(config: Experiment, periods: Periods, runs_dir: Path) -> Iterator[F
     spelt = ", ".join(f"{tokenizer.decode([i])!r} = {i}" for i in (answers.yes, answers.no))
     yield Finding("ok", "answer tokens", spelt)
     yield lengths(config, periods, tokenizer)
-    yield from fits(config, model, answers)
+    yield from fits(config, model)
 
 
 def skeleton(config: Experiment, periods: Periods) -> tuple[Any, Any, str]:
@@ -55,18 +54,15 @@ def skeleton(config: Experiment, periods: Periods) -> tuple[Any, Any, str]:
         tokenizer = nano.build_tokenizer(texts, config.backbone.nano.vocabulary)
         with torch.device("meta"):
             return tokenizer, nano.build_model(config.backbone.nano, tokenizer), "to be built from the warm-up"
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder, where = shape_of(config.backbone)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype_of(config.backbone)))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LsatError(f"backbone.path: {folder} is not a causal LM: {reason}") from error
-    return tokenizer, model, where
+    return tokenizer, outline(folder, config.backbone), where
 
 
 def shape_of(config: BackboneConfig) -> tuple[Path, str]:
@@ -117,25 +113,23 @@ def lengths(config: Experiment, periods: Periods, tokenizer: Any) -> Finding:
     return Finding("ok", "prompts", text)
 
 
-def fits(config: Experiment, model: Any, answers: AnswerTokens) -> Iterator[Finding]:
+def fits(config: Experiment, model: Any) -> Iterator[Finding]:
     """Say what a training worker and a replica need, and which ZeRO stage that leads to."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    nowhere = torch.zeros(2, model.config.hidden_size, device="meta")
-    dressed = AdaptedBackbone(Backbone(model, None, answers, nowhere, nowhere[:, 0], ""), config.lora)
-    engine = config.engine
+    dressed, engine = memory.dressed(model, config.lora), config.engine
     have = host_memory() // (engine.workers * engine.sessions)
     if engine.gpus:
         if not torch.cuda.device_count():
-            need = memory.estimate(dressed, engine, config.recipe, config.prompt, _stage(config))
+            stage = memory.stage_of(dressed, config, 1 << 60)
+            need = memory.estimate(dressed, engine, config.recipe, config.prompt, stage)
             text = f"a training worker needs about {need.total / 2**30:.2f} GiB of its GPU; none is here"
             yield Finding("warn", "memory", text, "run doctor on the machine that trains")
             return
-        share = min(1.0, engine.gpus)
-        have = int(torch.cuda.get_device_properties(0).total_memory * share)
+        have = memory.available(torch.device("cuda", 0), engine)
     if engine.kind == "deepspeed" and engine.zero == "auto":
         stage, words = memory.choose(dressed, engine, config.recipe, config.prompt, have)
     else:
-        stage = _stage(config)
+        stage = memory.stage_of(dressed, config, have)
         words = f"{engine.kind}" + (f", ZeRO stage {stage}" if engine.kind == "deepspeed" else "")
     need = memory.estimate(dressed, engine, config.recipe, config.prompt, stage)
     if not words.startswith("ZeRO"):
@@ -143,13 +137,8 @@ def fits(config: Experiment, model: Any, answers: AnswerTokens) -> Iterator[Find
     words += f"; a replica holds {weights / 2**30:.2f} GiB of weights"
     if config.backbone.quantization:
         words += " (estimated without quantisation)"
-    if need.total > memory.ROOM * have:
-        remedy = "raise engine.micro_batches, set engine.checkpointing, or lower recipe.batch_size"
+    if refused := memory.refusal(dressed, config, have):
+        remedy = refused.partition("ways out: ")[2]
         yield Finding("warn" if config.backbone.quantization else "fail", "memory", words, remedy)
     else:
         yield Finding("ok", "memory", words)
-
-
-def _stage(config: Experiment) -> int:
-    engine = config.engine
-    return 0 if engine.kind == "torch" or engine.zero == "auto" else int(engine.zero)

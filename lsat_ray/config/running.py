@@ -17,7 +17,8 @@ class EngineConfig(Node):
     kind: Literal["torch", "deepspeed"] = "deepspeed"
     """Plain torch (data parallel where there are several workers), or DeepSpeed."""
     zero: Literal["auto", 0, 1, 2, 3] = 1
-    """ZeRO stage; `auto`: the lowest that fits by an estimate of memory (`training/memory.py`), which is printed."""
+    """ZeRO stage; `auto`: the lowest that fits by an estimate of memory (`training/memory.py`), which is printed. Under
+    3 every worker loads its shard of the frozen backbone; 1 and 2 split the adapter's optimizer alone."""
     sessions: int = Field(1, ge=1)
     """Training sessions at once, each with its own workers."""
     workers: int = Field(2, ge=1)

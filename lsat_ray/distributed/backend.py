@@ -15,7 +15,7 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, search, serving
 from lsat_ray.distributed.stream import StreamReplayer, again, answer
-from lsat_ray.distributed.training import TrainingSessions, pinned
+from lsat_ray.distributed.training import START_S, WAIT_S, TrainingSessions, pinned
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Task
@@ -56,7 +56,7 @@ class RayBackend:
         self._periods = ray.put(periods)  # held: an actor that is restarted reads it again
         actor: Any = StreamReplayer
         self._replayer = actor.options(**pinned()).remote([self._periods], lookahead, str(self._run_dir))
-        ray.get(self._replayer.rewind.remote())
+        ray.get(self._replayer.rewind.remote(), timeout=START_S)
         self._sessions.open(context, self._replayer)
         if serve:
             weights, store = Path(context.backbone), Path(context.store)
@@ -102,7 +102,7 @@ class RayBackend:
         """Score D_period in bulk through the endpoint."""
 
         def ask() -> Any:
-            (samples,) = ray.get(self._replayer.read.remote([Slice(period, "all")], period))
+            (samples,) = answer(self._replayer, "read", [Slice(period, "all")], period)
             return serving.score_bulk(self._handle(), samples, list(strategies), self.config.serve.replicas)
 
         bulk = again(ask)
@@ -114,7 +114,9 @@ class RayBackend:
             self._ending = ThreadPoolExecutor(1).submit(self._sessions.close)
 
     def finish(self) -> None:
-        """Wait for Tune."""
+        """Wait for Tune, which ends each experiment in time, and look meanwhile whether the cluster is there."""
+        while wait(self._searches, timeout=WAIT_S).not_done:
+            cluster.check_alive()
         for one in self._searches:
             one.result()
 

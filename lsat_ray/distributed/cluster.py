@@ -55,7 +55,7 @@ def connect() -> bool:
         True when a cluster was started here, so that the caller shuts it down.
 
     Raises:
-        LsatError: when none could be started.
+        LsatError: when none could be started, or none answers at `RAY_ADDRESS`.
     """
     settle()
     import ray
@@ -63,8 +63,11 @@ def connect() -> bool:
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**options)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise LsatError(f"RAY_ADDRESS: no cluster answers at {address}; start one, or unset it") from error
         return False
     for attempt in range(STARTS):
         try:

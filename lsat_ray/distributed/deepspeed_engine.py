@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,52 @@ from lsat_ray.errors import LsatError
 from lsat_ray.training.frozen import SLOT as FROZEN_SLOT
 
 
+def _deepspeed() -> Any:
+    """Import DeepSpeed for this machine."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # inference only, and needs a compiler
+    return deepspeed
+
+
+class Shards:
+    """ZeRO-3 before training: a `backbone.sharding.Sharding` whose ranks load a shard of every weight each.
+
+    Rank 0 reads a file's tensors on the host, one layer at a time is sent to the ranks, and each keeps its part.
+    """
+
+    def __init__(self) -> None:
+        self._deepspeed = _deepspeed()
+
+    @contextmanager
+    def loading(self, dtype: torch.dtype) -> Iterator[None]:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        kept = HfDeepSpeedConfig({**self._settings(), "bf16": {"enabled": dtype == torch.bfloat16}})
+        yield
+        del kept  # transformers holds it weakly, and asks for it whenever a model is built
+
+    def gathered(self, parameters: Iterable[torch.Tensor]) -> AbstractContextManager[None]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters(list(parameters), modifier_rank=None)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def running(self, model: Any) -> Iterator[None]:
+        engine, *_ = self._deepspeed.initialize(model=model, config=self._settings())
+        yield
+        engine.destroy()
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+            "steps_per_print": 10**9,
+        }
+
+
 class DeepSpeedEngine:
     """One rank of a group that `torch.distributed` has already formed.
 
@@ -26,14 +72,10 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, stage: int) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # inference only, and needs a compiler
-        self._deepspeed = deepspeed
+        self._deepspeed = _deepspeed()
         self.kind = f"deepspeed zero {stage}"
         self.stage = stage
+        self.splits = stage == 3
         self.rank = distributed.get_rank()
         self.world = distributed.get_world_size()
         self.shares: Sequence[int] = [self.rank]

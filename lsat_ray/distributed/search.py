@@ -20,7 +20,10 @@ WHOLE = "whole"
 """Empty file in the folder of an experiment that has ended."""
 
 TRIES = 3
-"""Times that an experiment is begun whose trial's process dies."""
+"""Times that an experiment is begun whose trial's process dies or hangs."""
+
+BUDGET_S = 300.0
+"""Seconds after which Tune ends an experiment; the trials of one take seconds in all."""
 
 
 def kept(name: str, root: Path) -> bool:
@@ -39,7 +42,7 @@ def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached:
         root: folder of the experiments.
 
     Raises:
-        LsatError: when a trial failed or reached something else.
+        LsatError: when a trial failed again and again, or reached something else.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -66,7 +69,7 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
         What each reached, in their order.
 
     Raises:
-        LsatError: when a trial failed.
+        LsatError: when a trial failed, or time is up.
     """
     from ray import tune
 
@@ -81,7 +84,9 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, table=ray.put(table)), {"CPU": 0.1}),
         param_space={"candidate": tune.grid_search(space)},
-        tune_config=tune.TuneConfig(metric="auc", mode="max", reuse_actors=True, max_concurrent_trials=1),
+        tune_config=tune.TuneConfig(
+            metric="auc", mode="max", reuse_actors=True, max_concurrent_trials=1, time_budget_s=BUDGET_S
+        ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(root.resolve()),
@@ -91,6 +96,10 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
     results = tuner.fit()
     if results.errors:
         raise LsatError(f"search: a trial of {name} failed ({results.errors[0]}); the same command repeats it")
+    if sum("auc" in (r.metrics or {}) for r in results) < len(candidates):  # their process hung, or found no place
+        raise LsatError(
+            f"search: Tune did not end {name} in {BUDGET_S:g} s; look at `ray status`, the same command repeats it"
+        )
     frame = results.get_dataframe().set_index("config/candidate/step").loc[list(range(len(candidates)))]
     return [Reached(float(a), float(b)) for a, b in zip(frame["auc"], frame["log_loss"], strict=True)]
 

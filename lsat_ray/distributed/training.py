@@ -11,21 +11,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsat_ray.config import EngineConfig
+from lsat_ray.distributed import engines
 from lsat_ray.distributed.stream import RayReader, answer
 from lsat_ray.errors import LsatError
 from lsat_ray.files import append_line
 from lsat_ray.runs.folder import RESOLVED
 from lsat_ray.runs.tasks import Context, Task, TaskBook, TaskError
-
-if TYPE_CHECKING:
-    from lsat_ray.training.engine import Engine
 
 CLOSED, LOST = "closed", "lost"
 WAIT_S = 2.0
@@ -37,9 +35,13 @@ END_S = 60.0
 
 
 def pinned() -> dict[str, Any]:
-    """Return the options of an actor that belongs on the driver's node: under `ray job submit` the head, not a spot."""
+    """Return the options of an actor that belongs on the driver's node: under `ray job submit` the head, not a spot.
+
+    Where that node is lost the driver is lost with it. A soft affinity means nothing for an actor that asks for no CPU:
+    Ray 2.60 then starts it on any node.
+    """
     node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=True)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -216,7 +218,7 @@ class TrainingSessions:
     def open(self, context: Context, replayer: Any) -> None:
         """Tell the sessions what they work on."""
         self._context = [context, replayer]
-        ray.get(self.queue.open.remote(self._context))  # it may still be starting
+        ray.get(self.queue.open.remote(self._context), timeout=START_S)  # it may still be starting
 
     def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
         """Submit tasks whose results `run` will ask for."""
@@ -323,10 +325,12 @@ def session_loop(loop: dict[str, Any]) -> None:
     if context == CLOSED:
         return
     work, replayer = context
-    make = partial(_engine, engine, work)
     try:
         _see(log.parent.parent)
-        worker = Worker(work, engine, RayReader(replayer), make, partial(print, flush=True))  # Ray shows it
+        stage = engines.stage(engine, work, rank)
+        make = partial(engines.make, engine, stage)
+        say = partial(print, flush=True)  # Ray shows it
+        worker = Worker(work, engine, RayReader(replayer), make, say, engines.sharding(engine, stage))
     except LsatError as error:
         stumble("before the first task", error)
         ray.get(queue.refuse.remote(str(error)))
@@ -369,23 +373,3 @@ def note(log: Path, where: str, error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error)).rstrip().replace("\n", "\n    ")
     append_line(log, f"{where}:\n    {lines}")
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _engine(settings: EngineConfig, context: Context, model: Any) -> Engine:
-    """Return the configured engine; rank 0 says which ZeRO stage was chosen where that was left open."""
-    if settings.kind == "torch":
-        from lsat_ray.training.engine import DataParallel, TorchEngine
-
-        return DataParallel() if settings.workers > 1 else TorchEngine()
-    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
-
-    if settings.zero != "auto":
-        return DeepSpeedEngine(settings.zero)
-    from lsat_ray.training.memory import available, choose
-
-    config = context.config
-    stage, why = choose(model, settings, config.recipe, config.prompt, available(model.device, settings))
-    engine = DeepSpeedEngine(stage)
-    if engine.rank == 0:
-        print(f"engine.zero auto: {why}", flush=True)  # noqa: T201 - Ray shows it on the driver
-    return engine

@@ -14,6 +14,7 @@ from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import base_name, load, on_this_machine
+from lsat_ray.backbone.sharding import Sharding
 from lsat_ray.baselines import classical
 from lsat_ray.baselines.in_context import InContext, score_margins
 from lsat_ray.baselines.spec import ClassicalSpec
@@ -22,6 +23,7 @@ from lsat_ray.data.past import few
 from lsat_ray.data.periods import Slice
 from lsat_ray.data.stream import Reader
 from lsat_ray.data.windows import concatenate
+from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, join
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.runs.reclora import Reclora
@@ -29,6 +31,7 @@ from lsat_ray.runs.tasks import Coefficients, Context, Fit, Score, Task
 from lsat_ray.scoring.model import CLASSICAL, IN_CONTEXT, RECLORA
 from lsat_ray.scoring.recommender import Recommender
 from lsat_ray.scoring.score import score
+from lsat_ray.training import memory
 from lsat_ray.training.checkpoint import Checkpointer
 from lsat_ray.training.coefficients import fit_coefficients
 from lsat_ray.training.engine import Engine
@@ -49,6 +52,7 @@ class Worker:
         reader: Reader,
         engine: Callable[[AdaptedBackbone], Engine],
         say: Callable[[str], None],
+        sharding: Sharding | None = None,
     ) -> None:
         """Load the backbone.
 
@@ -58,13 +62,16 @@ class Worker:
             reader: of the stream.
             engine: makes the engine, once the model is there.
             say: hears that a training goes on where it was interrupted.
+            sharding: how the backbone is split over workers; not at all when None.
 
         Raises:
-            LsatError: when this machine does not see the backbone.
+            LsatError: when this machine does not see the backbone, or its GPU is too small to train it.
         """
         torch.set_num_threads(settings.threads)
         self.context, self.settings, self.reader = context, settings, reader
-        backbone = load(context.config.backbone, on_this_machine(context.config.backbone, Path(context.backbone)))
+        folder = on_this_machine(context.config.backbone, Path(context.backbone))
+        memory.check(context.config.model_copy(update={"engine": settings}), folder)
+        backbone = load(context.config.backbone, folder, sharding)
         self.encoder = Encoder(backbone.tokenizer, context.config.prompt, context.titles)
         self.model = AdaptedBackbone(backbone, context.config.lora, settings.checkpointing, settings.packing)
         self.store = AdapterStore(Path(context.store))
@@ -118,6 +125,7 @@ class Worker:
     def _fit_adapter(self, spec: AdapterSpec, as_of: int) -> dict[str, Any]:
         began = time.perf_counter()
         if spec.reclora:
+            self._needs_whole("reclora")
             how, rows = spec.reclora.manifest(), concatenate(self.reader.read(spec.train, as_of))
             train = self.reclora.encode(how, few(rows, spec.reclora.rows or len(rows), spec.seed), as_of)
             validation = self.reclora.encode(how, concatenate(self.reader.read(spec.validation, as_of)), as_of)
@@ -177,21 +185,20 @@ class Worker:
         if task.model.merge == CLASSICAL:
             return self._classical(task) if self.engine.rank == 0 else None
         if task.model.merge == IN_CONTEXT:
-            return self._in_context(task) if self.engine.rank == 0 else None
+            return self._in_context(task)
         if task.model.merge == RECLORA:
+            self._needs_whole("reclora")
             with self.engine.whole(self.model):
                 return self.reclora.score(task.model.adapters[0], task.slice, task.as_of, self.settings.batch_tokens)
         encoded = self.encode([task.slice], task.as_of, scoring=True)
         self.recommender.prepare([task.model])
         ((_, adapter),) = self.recommender.passes(task.model)
-        if len(self.engine.shares) == self.engine.world:
-            margin = score(self.model, adapter, encoded, self.settings.batch_tokens)
-        else:
-            margin = self._sharded(adapter, encoded)
-        return by_row(encoded.row, margin)[1]
+        return by_row(encoded.row, self._margins(adapter, encoded))[1]
 
-    def _sharded(self, adapter: Any, encoded: Encoded) -> np.ndarray:
+    def _margins(self, adapter: Any, encoded: Encoded) -> np.ndarray:
         """Return the margins of all targets, each computed by one rank."""
+        if len(self.engine.shares) == self.engine.world and not self.engine.splits:
+            return score(self.model, adapter, encoded, self.settings.batch_tokens)
         with self.engine.whole(self.model):
             if adapter is not None:
                 self.model.wear(adapter)
@@ -217,12 +224,17 @@ class Worker:
         setup = InContext(item_word=self.context.config.prompt.item_word, demonstrations=int(demonstrations))
 
         def margins(texts: list[str]) -> np.ndarray:
-            encoded = texts_only(self.encoder, texts)
-            return score(self.model, None, encoded, self.settings.batch_tokens)
+            return self._margins(None, texts_only(self.encoder, texts))
 
         return score_margins(setup, margins, periods, task.slice.period - 1, periods.rows(*task.slice))
 
+    def _needs_whole(self, what: str) -> None:
+        """Refuse what runs the model outside an engine where its weights are split."""
+        if self.engine.splits:
+            raise LsatError(f"engine.zero: stage 3 does not carry {what}; use 0, 1 or 2")
+
     def _coefficients(self, task: Coefficients) -> tuple[float, ...]:
+        self._needs_whole("coefficients that are learned by gradient")
         adapters = [self.store.load(d) for d in task.adapters]
         rows = self.encode(task.slices, task.as_of)
         return fit_coefficients(self.model, adapters, rows, task.pull, batch_tokens=self.settings.batch_tokens)

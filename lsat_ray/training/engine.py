@@ -25,6 +25,9 @@ class Engine(Protocol):
     """Shares that a global batch is split into."""
     shares: Sequence[int]
     """Those that this process computes: the one of its rank, or all where it stands for several workers."""
+    splits: bool
+    """Whether the frozen weights are split over the workers (ZeRO-3): the model then runs between `begin` and `finish`
+    alone, on all of them at once."""
 
     def whole(self, model: AdaptedBackbone) -> AbstractContextManager[None]:
         """Gather the training slot's weights on every rank, to be read or written (ZeRO-3 splits them)."""
@@ -89,6 +92,7 @@ class TorchEngine:
 
     kind = "torch"
     rank = 0
+    splits = False
 
     def __init__(self, workers: int = 1) -> None:
         self.world = workers

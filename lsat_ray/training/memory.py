@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import attention
-from lsat_ray.config import EngineConfig, PromptConfig, Recipe
+from lsat_ray.backbone.load import Backbone, outline, pick_device
+from lsat_ray.config import EngineConfig, Experiment, LoraSettings, PromptConfig, Recipe
+from lsat_ray.errors import LsatError
+from lsat_ray.prompts.answer import AnswerTokens
 from lsat_ray.prompts.batch import Batch
 
 ROOM = 0.9
@@ -21,7 +26,7 @@ class Estimate:
     """Bytes that one worker needs in a training step."""
 
     frozen: int
-    """Weights of the backbone (a shard of them under ZeRO-3, and one whole layer)."""
+    """Weights of the backbone; under ZeRO-3 a shard of them, from loading on, and the layer whose turn it is."""
     trained: int
     """Adapter weights, gradients and AdamW's moments, in float32."""
     activations: int
@@ -51,11 +56,12 @@ def estimate(
     world = engine.workers
     slot = {id(p) for p in model.slot_parameters().values()}
     adapter = sum(p.numel() for p in model.slot_parameters().values())
-    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in slot)
+    sizes = [p.numel() * p.element_size() for p in model.parameters() if id(p) not in slot]
+    frozen = sum(sizes)
     config = model.peft.get_base_model().config
     layers = config.num_hidden_layers
     if stage == 3:
-        frozen = frozen // world + frozen // layers
+        frozen = frozen // world + max(frozen // layers, *sizes)  # the embedding may be larger than a layer
     weights, gradients, moments = 4 * adapter, 4 * adapter, 8 * adapter
     if stage >= 1:
         moments //= world
@@ -95,9 +101,9 @@ def kept(model: AdaptedBackbone, batch: Batch) -> int:
 
 
 def available(device: torch.device, engine: EngineConfig) -> int:
-    """Return the bytes that a worker may use: its GPU's, or its share of the host's."""
+    """Return the bytes that a worker may use: its share of its GPU (`engine.gpus`), or of the host."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return int(torch.cuda.get_device_properties(device).total_memory * min(1.0, engine.gpus or 1.0))
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return host // (engine.workers * engine.sessions)
 
@@ -125,6 +131,85 @@ def choose(
     elif stage:
         words += f"; stage {stage - 1} would need {_gib(needs[stage - 1].total)}"
     return stage, words
+
+
+def dressed(model: Any, lora: LoraSettings) -> AdaptedBackbone:
+    """Return a causal LM without weights (`backbone.load.outline`) with its training slot, to be estimated."""
+    nowhere = torch.zeros(2, model.config.hidden_size, device="meta")
+    return AdaptedBackbone(Backbone(model, None, AnswerTokens(0, 1), nowhere, nowhere[:, 0], ""), lora)
+
+
+def stage_of(model: AdaptedBackbone, config: Experiment, memory: int) -> int:
+    """Return the ZeRO stage that a worker with so many bytes trains under; 0 without DeepSpeed."""
+    engine = config.engine
+    if engine.kind == "torch":
+        return 0
+    return choose(model, engine, config.recipe, config.prompt, memory)[0] if engine.zero == "auto" else engine.zero
+
+
+def refusal(model: AdaptedBackbone, config: Experiment, memory: int) -> str | None:
+    """Return one line that says why a training step does not fit, with the ways out that do, or None.
+
+    Args:
+        model: the backbone with its training slot, without weights (`dressed`).
+        config: engine, recipe and prompt are read.
+        memory: bytes of a worker (`available`).
+    """
+
+    def need(engine: EngineConfig) -> Estimate:
+        changed = config.model_copy(update={"engine": engine})
+        return estimate(model, engine, config.recipe, config.prompt, stage_of(model, changed, memory))
+
+    found = need(config.engine)
+    if found.total <= ROOM * memory:
+        return None
+    ways = []
+    for group in _changes(config):
+        for changes in group:
+            less = need(config.engine.model_copy(update=changes)).total
+            if less <= ROOM * memory:
+                sets = " ".join(f"--set engine.{k}={str(v).lower()}" for k, v in changes.items())
+                ways.append(f"{sets} ({_gib(less)})")
+                break
+    parts = f"weights {_gib(found.frozen)}, adapter {_gib(found.trained)}, activations {_gib(found.activations)}"
+    way = ", or ".join(ways[:3]) or "more memory, a smaller backbone.path, or a shorter prompt.max_tokens"
+    return f"memory: a training worker needs about {_gib(found.total)} ({parts}) of {_gib(memory)}; ways out: {way}"
+
+
+def _changes(config: Experiment) -> list[list[dict[str, Any]]]:
+    """Return changes of the engine that save memory, by kind, the least intrusive first."""
+    engine = config.engine
+    pieces, share = [2 * engine.micro_batches], -(-config.recipe.batch_size // engine.workers)
+    while pieces[-1] < share:
+        pieces.append(2 * pieces[-1])
+    groups: list[list[dict[str, Any]]] = [
+        [{"checkpointing": True}],
+        [{"micro_batches": m} for m in pieces],
+        [{"checkpointing": True, "micro_batches": m} for m in pieces],
+    ]
+    if engine.kind == "deepspeed":
+        groups.append([{"zero": 3, "checkpointing": True, "workers": n} for n in (2, 4, 8) if n > engine.workers])
+    return groups
+
+
+def check(config: Experiment, folder: Path) -> None:
+    """Refuse a training that does not fit this worker's GPU, before a weight is loaded.
+
+    On a CPU, whose memory is not a hard limit, and for quantised weights the estimate refuses nothing.
+
+    Args:
+        config: of the run.
+        folder: of the backbone; only its `config.json` is read.
+
+    Raises:
+        LsatError: with the ways out.
+    """
+    device = pick_device(config.backbone.device)
+    if device.type != "cuda" or config.backbone.quantization:
+        return
+    model = dressed(outline(folder, config.backbone), config.lora)
+    if line := refusal(model, config, available(device, config.engine)):
+        raise LsatError(line)
 
 
 def _gib(size: int) -> str:

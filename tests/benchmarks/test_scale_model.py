@@ -28,6 +28,17 @@ def test_one_session_does_everything_and_many_wait_for_the_chain() -> None:
     assert makespan([FREE[0], *CHAIN], 1) == 8.0, "handed out in order: the first that can run"
 
 
+def test_sessions_share_the_cores_of_their_machine() -> None:
+    """On two cores four sessions were predicted to take half of what two take."""
+    assert [makespan(FREE, n, cores=2) for n in (1, 2, 4)] == [8.0, 4.0, 4.0]
+    assert makespan(FREE, 4) == 2.0
+    assert makespan([Job("x", 1.0), Job("y", 3.0)], 2, cores=1) == 4.0, "y is alone once x is done"
+    run = Measured(tuple(FREE), serial=0.0, gap=0.0, wall=8.0, sessions=1, cores=2)
+    rows = curve(run, "back-fill", (1, 2, 4), run.cores)
+    assert [r["speed_up"] for r in rows] == [1.0, 2.0, 2.0]
+    assert rows[2]["limit"] == "cores"
+
+
 def test_a_barrier_costs_and_what_limits_is_named() -> None:
     run = Measured((*CHAIN, *FREE, Job("s", 4.0)), serial=3.0, gap=0.0, wall=21.0, sessions=1)
     filled, replayed, chains = (curve(run, s, (1, 2, 64)) for s in ("back-fill", "replay", "chains"))

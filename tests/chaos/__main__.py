@@ -1,4 +1,10 @@
-"""`python -m tests.chaos --points 200 --seed 0 --json FILE`: faults, each compared with the undisturbed run."""
+"""Faults, each compared with the undisturbed run, byte by byte.
+
+    python -m tests.chaos --points 200 --seed 0 --json benchmarks/results/chaos.json
+    python -m tests.chaos --kills --json benchmarks/results/chaos_ray.json
+
+The first draws faults at what a run writes; the second kills every kind of process that a run on Ray has, once.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +16,44 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tests.chaos import kills
 from tests.chaos.faults import KINDS, REAL
 from tests.chaos.harness import Place, drill
 
 
 def main() -> int:
     """Run the drill and write its table; 0 when every fault left identical results."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=12, help="number of faults")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--json", type=Path, help="file for the table")
     parser.add_argument("--backend", choices=["local", "ray"], default="local")
+    parser.add_argument("--kills", action="store_true", help="kill the processes of a run on Ray instead")
     parser.add_argument("--workers", type=int, default=1, help="faults at once, with --backend local")
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a folder that is deleted)")
     given = parser.parse_args()
     command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
-        place = Place((given.folder or Path(scratch)).resolve(), given.backend)
-        kinds = KINDS if given.backend == "local" else REAL
-        table = drill(place, given.points, given.seed, kinds, lambda line: print(line, flush=True), given.workers)
+        place = Place((given.folder or Path(scratch)).resolve(), "ray" if given.kills else given.backend)
+        kinds, say = KINDS if place.backend == "local" else REAL, partial(print, flush=True)
+        table = (
+            kills.drill(place.root, say)
+            if given.kills
+            else drill(place, given.points, given.seed, kinds, say, given.workers)
+        )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    head = {"command": command, "seed": given.seed, "backend": given.backend, "commit": commit, "machine": machine}
+    head = {"command": command, "seed": given.seed, "backend": place.backend, "commit": commit, "machine": machine}
     if given.json:
         given.json.write_text(json.dumps({**head, **table}, indent=1) + "\n")
     print({k: v for k, v in table.items() if k != "faults"})
-    return 0 if table["identical"] == given.points else 1
+    return 0 if table["identical"] == table["points"] else 1
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_prompts_that_are_cut_are_warned_of_with_the_length_that_fits(tmp_path: 
 def test_memory_that_does_not_suffice_fails(tmp_path: Path) -> None:
     code, lines = doctor(tmp_path, "recipe.batch_size=4000000", "prompt.max_tokens=100000")
     assert code == 1
-    assert any("raise engine.micro_batches" in line for line in lines["fail"])
+    assert any("--set engine.micro_batches=" in line for line in lines["fail"])
 
 
 def test_a_log_that_cannot_be_read_fails_with_its_remedy(tmp_path: Path) -> None:

@@ -114,6 +114,30 @@ def test_the_machines_can_place_what_the_shipped_configs_ask_for(
     assert problem(load(CONFIGS / f"{config}.yaml"), offered(name)) is None
 
 
+CARDS = {"g5.2xlarge": 24, "g2-standard-8": 24, "p5.4xlarge": 80, "a2-ultragpu-1g": 80}
+"""GiB of the GPU of these machines, as the clouds' pages have it."""
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("kind", "config", "model"), [("gpu", "ml1m_qwen3_0.6b", "qwen3_0.6b"), ("gpu80", "ml1m_llama7b", "llama7b")]
+)
+def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
+    name: str, kind: str, config: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shapes import shape, shipped
+
+    from lsat_ray.training.memory import ROOM, dressed, refusal
+
+    node = read(name)["available_node_types"][kind]["node_config"]
+    experiment = shipped(config, monkeypatch)
+    backbone = shape(model)
+    card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
+    assert refusal(dressed(backbone, experiment.lora), experiment, int(card * experiment.engine.gpus)) is None
+    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    assert weights < ROOM * card * experiment.serve.gpus, "a replica"
+
+
 def test_there_is_one_image_and_one_list_of_packages() -> None:
     images = {read(name)["docker"]["image"] for name in LAUNCHERS}
     for name, _, section in MANIFESTS:
@@ -204,8 +228,15 @@ def test_the_application_is_built_from_a_run_folder(tmp_path: Path, monkeypatch:
     assert setup.token_sha256 is not None and setup.token_sha256 != "x"
 
 
-def test_the_runtime_env_is_valid() -> None:
+def test_the_runtime_env_ships_the_whole_package_and_no_runs() -> None:
+    """`runs` without a slash left the package's own room of that name out, and no submitted job could start."""
+    from ray._private.runtime_env.packaging import _get_excludes
     from ray.runtime_env import RuntimeEnv
 
-    env = RuntimeEnv(**read("runtime_env.yaml"))
-    assert "runs" in env["excludes"]
+    root = ROOT.parent
+    left_out = _get_excludes(root, RuntimeEnv(**read("runtime_env.yaml"))["excludes"])
+    package = [
+        p for part in ("lsat_ray", "jobs") for p in (root / part).rglob("*") if p.suffix in (".py", ".yaml", ".html")
+    ]
+    assert package and [p for p in package if left_out(p)] == []
+    assert all(left_out(root / name / "x") for name in ("runs", "dist", "build", ".venv", ".git"))

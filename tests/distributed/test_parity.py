@@ -29,6 +29,10 @@ def test_two_workers_equal_one_process_and_go_on_exactly(stages: tuple[int, ...]
     assert {r["engine"] for r in rows} == {f"{e}-micro{m}" for e in engines for m in (1, 2)}
     for row in rows:
         assert not row["some_weight_is_zero"], row
+        if row["engine"].startswith("zero3"):
+            assert 0.5 <= row["held"] < 0.51, "every rank loaded the whole backbone, and only then split it"
+        else:
+            assert row["held"] == 1.0
         assert row["resumed_equal"] is (True if row["engine"].endswith("micro2") else None), row
         # A fresh adapter agrees to rounding; one that goes on from it passes through AdamW's first, sign-like steps,
         # in which a gradient of 1e-9 that rounds the other way moves a weight by a learning rate's fraction.

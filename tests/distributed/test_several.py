@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.chaos.harness import CONFIG, compare
-from tests.chaos.test_ray_kills import descendants
+from tests.chaos.kills import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -94,7 +94,7 @@ def test_a_study_works_on_all_nodes_survives_the_loss_of_one_and_uses_one_that_c
         nodes = [three.head_node, *three.worker_nodes]
         eventually("a worker on every node", process, lambda: all(holds(n, "RayTrainWorker") for n in nodes))
         (home,) = [n for n in nodes if holds(n, "ray::TrainingQueue")]
-        assert holds(home, "ray::StreamReplayer")
+        eventually("the stream beside the queue", process, lambda: holds(home, "ray::StreamReplayer"))
         lost = next(n for n in three.worker_nodes if n is not home)
         three.remove_node(lost, allow_graceful=False)
         late = three.add_node(num_cpus=1, node_ip_address="127.0.0.1")

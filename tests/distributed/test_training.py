@@ -15,7 +15,7 @@ from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.tasks import Context, Score
 from lsat_ray.scoring.model import Model
-from tests.chaos.test_ray_kills import descendants
+from tests.chaos.kills import descendants
 
 pytestmark = pytest.mark.ray
 TASK = Score(Model("frozen", 1, "frozen"), Slice(1, "all"))

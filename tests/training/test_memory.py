@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from shapes import shape, shipped
 from workbench import Workbench
 
-from lsat_ray.config import EngineConfig, PromptConfig, Recipe
+from lsat_ray.config import EngineConfig, Experiment, PromptConfig, Recipe
+from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import collate
-from lsat_ray.training.memory import ROOM, choose, estimate, kept
+from lsat_ray.training import memory
+from lsat_ray.training.memory import ROOM, choose, dressed, estimate, kept, refusal
 
 ENGINE = EngineConfig(workers=4)
 RECIPE, PROMPT = Recipe(batch_size=128), PromptConfig(max_tokens=512)
@@ -62,3 +68,46 @@ def test_the_estimate_is_above_what_a_step_keeps(bench: Workbench, checkpointing
     truth = kept(bench.model, collate(bench.train, rows))
     assert truth < need
     assert checkpointing or need < 4 * truth
+
+
+# A described machine: nothing is loaded, and no GPU is here.
+
+GIB24, GIB80 = 24 * 2**30, 80 * 2**30
+
+
+@pytest.mark.parametrize("name", ["ml1m_llama7b", "amazon_book_llama7b"])
+def test_a_7b_model_on_a_24_gb_card_is_refused_with_ways_out_that_fit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The documented command put it there, where four times as much was estimated, and ended out of memory."""
+    config = shipped(name, monkeypatch)
+    model = dressed(shape("llama7b"), config.lora)
+    line = refusal(model, config, GIB24)
+    assert line and "\n" not in line
+    assert re.match(r"memory: a training worker needs about 5\d\.\d+ GiB .* of 24\.00 GiB; ways out: ", line)
+    ways = [re.findall(r"--set (\S+)", way) for way in line.partition("ways out: ")[2].split(", or ")]
+    assert ["engine.checkpointing=true"] in ways and len(ways) == 3
+    for sets in ways:
+        assert refusal(model, shipped(name, monkeypatch, *sets), GIB24) is None, sets
+    assert refusal(model, config, GIB80) is None
+    assert "a smaller backbone.path" in (refusal(model, config, 2**30) or "")
+
+
+def test_a_gpu_that_is_too_small_is_found_before_a_weight_is_loaded(
+    bench: Workbench, tiny_experiment: Experiment, tiny_backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lsat_ray.runs import worker
+    from lsat_ray.runs.tasks import Context
+
+    def never(*_: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(worker, "load", never)
+    monkeypatch.setattr(memory, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(memory, "available", lambda *_: 100_000)
+    context = Context(tiny_experiment, str(tiny_backbone_folder), "", ())
+    with pytest.raises(LsatError, match="memory: a training worker needs about"):
+        worker.Worker(context, tiny_experiment.engine, never, never, print)  # type: ignore[arg-type]
+    monkeypatch.setattr(memory, "available", lambda *_: GIB24)
+    with pytest.raises(AssertionError, match="the weights were loaded"):
+        worker.Worker(context, tiny_experiment.engine, never, never, print)  # type: ignore[arg-type]

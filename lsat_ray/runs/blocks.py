@@ -23,6 +23,8 @@ from lsat_ray.runs.timings import Timings
 
 STORES = ("adapters", "networks", "searches")
 """Content-addressed stores in the run's folder; what is in one is not done again."""
+TESTS = "tests.parquet"
+"""One line per test, row, seed and number of beams (`generative.study.Measured.values`)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def check(config: Experiment) -> CheckedBlocks:
 def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
     """Measure the configured rows and seeds on every tested block; the same command goes on where it was stopped.
 
-    The folder holds `table.csv`, `groups.csv` (new, dormant and active users) and `paired.csv` (differences from
-    `generative.reference`), one ledger record per (seed, row, block, stage), and a report.
+    The folder holds `tests.parquet` (every test of every row), `table.csv`, `groups.csv` (new, dormant and active
+    users) and `paired.csv` (differences from `generative.reference`), one ledger record per (seed, row, block, stage),
+    and a report.
 
     Returns:
         The run's folder.
@@ -93,7 +96,7 @@ def _measured(bench: Bench, ledger: Ledger, timings: Timings, say: Say) -> list[
                 with timings.span("train", t, name):
                     models = bench.models(name, seed, t)
                 digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
-                ledger.append(seed, name, t, "train", digest=digest, models=models)
+                ledger.append(seed, name, t, "train", digest=digest, models=models, rule=bench.rule(name, seed, t))
                 for beams in bench.beams(name):
                     with timings.span("score", t, name):
                         measured = bench.measure(name, seed, t, beams)
@@ -107,9 +110,12 @@ def _measured(bench: Bench, ledger: Ledger, timings: Timings, say: Say) -> list[
 
 
 def _write(folder: Path, values: pd.DataFrame, config: Experiment) -> None:
+    write_atomic(folder / TESTS, values)
     tables = {
-        "table": summarise(values), "groups": by_group(values), "paired": paired(values, config.generative.reference)
-    }  # fmt: skip
+        "table": summarise(values),
+        "groups": by_group(values),
+        "paired": paired(values, config.generative.reference),
+    }
     for name, frame in tables.items():
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6f"))
     page.write(folder, tables, config.generative.reference)

@@ -87,7 +87,7 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
             spec(2, first), model, *second, engine, settings, fresh.adapter, heard.append, checkpoint=checkpoint
         )
         assert heard[0] == "resumed at step 6", heard
-    return {k: {"state": v.adapter.state, "auc": v.auc, "margin": v.margin} for k, v in out.items()}
+    return {k: {"state": v.adapter.state, "auc": v.figure, "margin": v.margin} for k, v in out.items()}
 
 
 class Interrupted(Exception):

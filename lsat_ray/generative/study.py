@@ -32,6 +32,7 @@ from lsat_ray.generative.search import Found, beam_search
 from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.generative.trie import Trie
 from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+from lsat_ray.training.checkpoint import Checkpointer
 
 NAIVE = ("popular", "popular-recent")
 """Rows without a model: the items that occur most often in all training targets so far, or in the newest block's."""
@@ -64,9 +65,8 @@ def load_blocks(config: Experiment) -> Blocks:
     """
     if unknown := [s for s in config.strategies if s not in ROWS]:
         raise LsatError(f"strategies: {unknown[0]!r} is unknown; known: {', '.join(ROWS)}")
-    for key in ("max_steps", "evals_per_epoch"):
-        if getattr(config.recipe, key):
-            raise LsatError(f"recipe.{key}: the generative task has epochs and eval_every alone; leave it out")
+    if config.recipe.select != "log-loss":
+        raise LsatError(f"recipe.select: the generative task keeps the lowest loss; {config.recipe.select} is for AUC")
     if not config.data.path:
         raise LsatError("data.path: missing; give a folder with block_0.json, ... and semantic_ids.json")
     folder = expand(config.data.path)
@@ -95,6 +95,7 @@ class Bench:
         self.adapters, self.networks, self.searches = (
             AdapterStore(root / name) for name in ("adapters", "networks", "searches")
         )
+        self.states = Checkpointer(root / "train" / "states", config.engine.checkpoint_every)
         torch.set_num_threads(config.engine.threads)
         nano = config.backbone.path == "nano"
         shape = config.backbone.nano
@@ -233,13 +234,10 @@ class Bench:
             above = {p: self.adapter(p) for p in spec.parents()}  # type: ignore[arg-type]
             initial = above[spec.init] if spec.init else None
             frozen = [above[p] for p in spec.frozen.adapters] if spec.frozen else []
-            fitted = fit(spec, self.model, self.blocks, self.config.engine, initial, frozen)
-            facts = {
-                "loss": fitted.loss, "best_step": fitted.best_step, "steps": fitted.steps,
-                "history": fitted.history, "penalty": fitted.penalty, "seconds": fitted.seconds,
-            }  # fmt: skip
-            self.adapters.publish(spec, fitted.adapter, facts, str(self.folder))
-            self.tell(f"{spec}: validation loss {fitted.loss:.4f}, step {fitted.best_step} of {fitted.steps}")
+            fitted = fit(spec, self.model, self.blocks, self.config.engine, initial, frozen, checkpoint=self.states)
+            self.adapters.publish(spec, fitted.adapter, {**fitted.facts(), "seconds": fitted.seconds}, str(self.folder))
+            self.states.clear(spec.digest)
+            self.tell(f"{spec}: validation loss {fitted.figure:.4f}, step {fitted.best_step} of {fitted.steps}")
         return self.adapters.load(spec.digest)
 
     def search(self, plan: Plan, t: int, rows: np.ndarray, beams: int = 10) -> tuple[Found, tuple[float, ...]]:

@@ -19,11 +19,12 @@ from lsat_ray.errors import LsatError
 from lsat_ray.generative.backbone import CodeBackbone
 from lsat_ray.generative.blocks import Blocks
 from lsat_ray.generative.encode import encode_targets
-from lsat_ray.generative.fit import Fitted, fit, validation_loss
+from lsat_ray.generative.fit import fit, validation_loss
 from lsat_ray.generative.model import EMBEDDING, HEAD, GenerativeModel, parted
 from lsat_ray.generative.rules import RULES, Setting
 from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.prompts.batch import collate
+from lsat_ray.training.fit import Fitted
 from lsat_ray.training.penalty import rank_kl, softmax_kl
 
 ENGINE = EngineConfig(kind="torch")
@@ -51,10 +52,10 @@ def test_it_learns_and_what_is_published_is_what_was_validated(model: Generative
     encoded = encode_targets(log, log.rows(2, "validation"), model.codes, 8)
     before = validation_loss(model, encoded, 0.8)
     fitted = run(model, log, spec)
-    assert fitted.loss < before - 0.02
+    assert fitted.figure < before - 0.02
     model.reset(5)
     model.wear(fitted.adapter)
-    assert validation_loss(model, encoded, 0.8) == pytest.approx(fitted.loss, abs=1e-6)
+    assert validation_loss(model, encoded, 0.8) == pytest.approx(fitted.figure, abs=1e-6)
     assert {EMBEDDING, HEAD} <= fitted.adapter.state.keys()
 
 

@@ -127,7 +127,7 @@ def test_a_row_without_beams_is_compared_with_the_most() -> None:
     ("section", "changes", "message"),
     [
         ("", {"strategies": ("nothing",)}, "'nothing' is unknown"),
-        ("recipe", {"max_steps": 5}, "recipe.max_steps"),
+        ("recipe", {"select": "auc"}, "recipe.select"),
         ("data", {"path": "/no/such/folder"}, "/no/such/folder"),
     ],
 )

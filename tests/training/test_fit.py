@@ -17,7 +17,7 @@ from lsat_ray.evaluation.metrics import auc_or_log_loss
 from lsat_ray.prompts.batch import by_age
 from lsat_ray.scoring.score import score
 from lsat_ray.training import fit as training
-from lsat_ray.training import selection
+from lsat_ray.training import objective, selection
 from lsat_ray.training.fit import Fitted, TorchEngine, fit
 
 SETTINGS = EngineConfig(kind="torch")
@@ -40,8 +40,8 @@ def script(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     def margins(_model: Any, _engine: Any, rows: Any, _tokens: int) -> np.ndarray:
         return np.full(len(rows.row), left.pop(0) if len(left) > 1 else left[0])
 
-    monkeypatch.setattr(training, "sharded_margins", margins)
-    for module in (training, selection):
+    monkeypatch.setattr(objective, "sharded_margins", margins)
+    for module in (objective, selection):
         monkeypatch.setattr(module, "auc_or_log_loss", lambda _label, margin: float(margin[0]))
 
 

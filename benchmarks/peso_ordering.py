@@ -112,10 +112,11 @@ def page(name: str, table: pd.DataFrame) -> str:
         "| the paper has | above | in its | beams | our difference | p | agreement |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in table.itertuples():
-        span = f"{short(r.difference, sign=True)} [{short(r.low, sign=True)}, {short(r.high, sign=True)}]"
-        cells = [f"`{r.better}`", f"`{r.worse}`", r.source, r.beams, span, short(r.p_adjusted, 2), r.agreement]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for r in table.to_dict("records"):
+        difference, low, high = (short(float(r[k]), sign=True) for k in ("difference", "low", "high"))
+        p = short(float(r["p_adjusted"]), 2)
+        cells = [f"`{r['better']}`", f"`{r['worse']}`", r["source"], r["beams"], f"{difference} [{low}, {high}]", p]
+        lines.append(f"| {' | '.join(map(str, cells))} | {r['agreement']} |")
     return "\n".join(lines) + "\n"
 
 

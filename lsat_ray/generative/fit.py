@@ -71,8 +71,8 @@ def fit(
 class NextCode:
     """Cross-entropy over all codes at each answer, the logits divided by the task's temperature."""
 
-    name: Literal["loss"] = "loss"
-    penalties = ("output-kl",)
+    name: Literal["auc", "loss"] = "loss"
+    penalties: tuple[str, ...] = ("output-kl",)
 
     def __init__(
         self, spec: GenerativeSpec, model: GenerativeModel, levels: int, rows: dict[str, torch.Tensor]

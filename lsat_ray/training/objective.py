@@ -49,7 +49,7 @@ class Objective(Protocol):
 class YesNo:
     """Cross-entropy over {No, Yes} at the answer's place; a validation measures the margins l_Yes - l_No."""
 
-    name: Literal["auc"] = "auc"
+    name: Literal["auc", "loss"] = "auc"
     answers = 1
     penalties: tuple[str, ...] = ()
 

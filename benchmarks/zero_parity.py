@@ -90,7 +90,7 @@ def trainings(folder: str, engine: Any, micro_batches: int, states: Path | None 
         )
         assert heard[0] == "resumed at step 6", heard
     share = out.pop("held")
-    return {k: {"state": v.adapter.state, "auc": v.auc, "margin": v.margin, "held": share} for k, v in out.items()}
+    return {k: {"state": v.adapter.state, "auc": v.figure, "margin": v.margin, "held": share} for k, v in out.items()}
 
 
 def held(model: Any, engine: Any) -> float:

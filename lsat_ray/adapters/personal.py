@@ -10,8 +10,9 @@ so a batch of samples takes one product with A_cat, a few multiplications in N r
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from lsat_ray.adapters.lora import AdaptedBackbone
+from lsat_ray.backbone.gated import Mixing, mix
 from lsat_ray.config import GateConfig
 from lsat_ray.errors import LsatError
 
@@ -60,20 +62,10 @@ class Gate(nn.Module):
         logits = torch.einsum("bmh,mnh->bmn", hidden, self.second) + self.second_bias
         return torch.softmax(logits / self.config.temperature, -1)
 
-    def mix(self, low: torch.Tensor, module: int) -> torch.Tensor:
-        """Return A_cat x with each sample's weights on its members.
-
-        Args:
-            low: [B T, N r], the tokens of one sample after the other, equally many of each; or [B, T, N r].
-            module: number of the module.
-        """
+    def of(self, module: int) -> torch.Tensor:
+        """Return the weights of a module's members for the batch that is in the model, [B, N]."""
         assert self.weights is not None
-        weight = self.weights[:, None, module, :, None].to(low.dtype)
-        parts = low.view(len(weight), -1, weight.shape[2], low.shape[-1] // weight.shape[2])
-        mixed = weight * parts
-        if self.config.mix == "factors":
-            mixed = weight * mixed.sum(2, keepdim=True)
-        return mixed.view(low.shape)
+        return self.weights[:, module]
 
 
 @contextmanager
@@ -97,18 +89,18 @@ def personal(model: AdaptedBackbone, config: GateConfig | None, width: int) -> I
     model.peft.add_adapter(SLOT, type(model.config)(**{**model.config.to_dict(), "r": rank, "lora_alpha": rank}))
     layers = [layer.lora_A[SLOT] for _, layer in sorted(model.layers().items()) if SLOT in layer.lora_A]
     gate = Gate(len(layers), width, config).to(model.device)
-    hooks = [layer.register_forward_hook(_mixing(gate, number)) for number, layer in enumerate(layers)]
+    for number, layer in enumerate(layers):  # the lean walk reads the attribute, any other forward meets the hook
+        layer.mixing = Mixing(functools.partial(gate.of, number), config.mix == "factors")
+        layer.register_forward_hook(_mixed)
     model.slot, model.members, model.gate = SLOT, config.members, gate
     model.use_slot(SLOT, model.lora.alpha / model.lora.rank)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
         model.slot, model.members, model.gate = "slot", 1, None
         model.peft.set_adapter("slot")
         model.peft.delete_adapter(SLOT)
 
 
-def _mixing(gate: Gate, number: int) -> Callable[[Any, Any, torch.Tensor], torch.Tensor]:
-    return lambda module, inputs, low: gate.mix(low, number)
+def _mixed(layer: Any, inputs: tuple[torch.Tensor, ...], low: torch.Tensor) -> torch.Tensor:
+    return mix(low, layer.mixing.weights(), layer.mixing.factors)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone.attention import attend
 from lsat_ray.backbone.dropout import token_keys, use
+from lsat_ray.backbone.gated import mix, unmix
 from lsat_ray.prompts.batch import Batch
 
 _Parts = tuple[torch.Tensor, torch.Tensor]
@@ -197,16 +198,18 @@ def linears(modules: Sequence[Any], x: torch.Tensor, keys: torch.Tensor | None =
     if "other" in kinds:
         return [_called(m, x, keys) for m in modules]
     weights: list[torch.Tensor | None] = []
-    scales = []
+    how = []
     for module, kind in zip(modules, kinds, strict=True):
-        base, a, b, scale = module, None, None, 0.0
+        base, a, b, gate, scale, factors = module, None, None, None, 0.0, False
         if kind == "lora":
             base, name = module.base_layer, module.active_adapters[0]
             if not module.disable_adapters:
                 a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-        weights += [base.weight, base.bias, a, b]
-        scales.append(scale)
-    return list(_Linears.apply(x, scales, *weights))
+                if (mixing := getattr(module.lora_A[name], "mixing", None)) is not None:
+                    gate, factors = mixing.weights(), mixing.factors
+        weights += [base.weight, base.bias, a, b, gate]
+        how.append((scale, factors))
+    return list(_Linears.apply(x, how, *weights))
 
 
 def linear(module: Any, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
@@ -224,24 +227,27 @@ class _Linears(torch.autograd.Function):
     """`x (W + s B A)' + c` for several frozen W; x gets one gradient, added up in place.
 
     In one precision LoRA joins its weight. There a float32 update of a bfloat16 weight would be rounded away while it
-    is small, so it has products of its own: in the weight's type, which only A and B are cast to.
+    is small, and with a gate every sample has another: these have products of their own, in the weight's type, which
+    only A and B are cast to.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, scales: list[float], *weights: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, how: list[tuple[float, bool]], *weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
-        ctx.scales = scales
+        ctx.how = how
         outputs, lows = [], []
-        for w, c, a, b, s in zip(weights[::4], weights[1::4], weights[2::4], weights[3::4], scales, strict=True):
+        for number, (s, factors) in enumerate(how):
+            w, c, a, b, gate = weights[5 * number : 5 * number + 5]
             low = None
-            if w is not None and a is not None and b is not None and _apart(w, a):
+            if w is not None and a is not None and b is not None and _apart(w, a, gate):
                 low = functional.linear(x, a.to(x.dtype))
-                outputs.append(functional.linear(x, w, c).addmm_(low, b.to(x.dtype).t(), alpha=s))
+                mixed = low if gate is None else mix(low, gate, factors)
+                outputs.append(functional.linear(x, w, c).addmm_(mixed, b.to(x.dtype).t(), alpha=s))
             else:
                 outputs.append(functional.linear(x, _whole(w, a, b, s), c))
             lows.append(low)
-        adapted = any(a is not None for a in weights[2::4])
+        adapted = any(a is not None for a in weights[2::5])
         ctx.save_for_backward(x if adapted else None, *weights, *lows)
         return tuple(outputs)
 
@@ -249,35 +255,39 @@ class _Linears(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, *weights = ctx.saved_tensors
         count = len(grads)
-        weights, lows = weights[: 4 * count], weights[4 * count :]
+        weights, lows = weights[: 5 * count], weights[5 * count :]
         wanted = ctx.needs_input_grad[2:]
         total: torch.Tensor | None = None
         found: list[torch.Tensor | None] = [None] * len(weights)
-        for number, (grad, scale) in enumerate(zip(grads, ctx.scales, strict=True)):
-            w, _, a, b = weights[4 * number : 4 * number + 4]
-            apart, low = _apart(w, a), lows[number]
+        for number, (grad, (scale, factors)) in enumerate(zip(grads, ctx.how, strict=True)):
+            at = 5 * number
+            w, _, a, b, gate = weights[at : at + 5]
+            apart, low = _apart(w, a, gate), lows[number]
             if ctx.needs_input_grad[0]:
                 whole = w if apart else _whole(w, a, b, scale)
                 total = grad @ whole if total is None else total.addmm_(grad, whole)
             if a is None:
                 continue
-            if apart or wanted[4 * number + 2]:
+            if apart or wanted[at + 2]:
                 behind = grad @ (scale * b).to(grad.dtype)
+                if gate is not None:
+                    behind, found[at + 4] = unmix(behind, low, gate, factors)
                 if apart and total is not None:
                     total.addmm_(behind, a.to(grad.dtype))
-                if wanted[4 * number + 2]:
-                    found[4 * number + 2] = (behind.t() @ x).to(a.dtype)
-            if wanted[4 * number + 3]:
+                if wanted[at + 2]:
+                    found[at + 2] = (behind.t() @ x).to(a.dtype)
+            if wanted[at + 3]:
                 if low is None:
-                    found[4 * number + 3] = grad.t() @ functional.linear(x, scale * a)
+                    found[at + 3] = grad.t() @ functional.linear(x, scale * a)
                 else:
-                    found[4 * number + 3] = (grad.t() @ low).to(b.dtype).mul_(scale)
+                    mixed = low if gate is None else mix(low, gate, factors)
+                    found[at + 3] = (grad.t() @ mixed).to(b.dtype).mul_(scale)
         return total, None, *found
 
 
-def _apart(weight: torch.Tensor | None, a: torch.Tensor | None) -> bool:
-    """Return whether LoRA is kept in another precision than its weight."""
-    return weight is not None and a is not None and a.dtype != weight.dtype
+def _apart(weight: torch.Tensor | None, a: torch.Tensor | None, gate: torch.Tensor | None) -> bool:
+    """Return whether LoRA cannot join its weight: it is gated, or kept in another precision."""
+    return gate is not None or (weight is not None and a is not None and a.dtype != weight.dtype)
 
 
 def _whole(weight: torch.Tensor | None, a: torch.Tensor | None, b: torch.Tensor | None, scale: float) -> torch.Tensor:
@@ -298,7 +308,8 @@ def _kind(module: Any) -> Literal["linear", "lora", "other"]:
     a, b, drop = (getattr(module, part)[names[0]] for part in ("lora_A", "lora_B", "lora_dropout"))
     if drop.training and not isinstance(drop, nn.Identity):
         return "other"
-    if b.bias is not None or hasattr(a.weight, "ds_id") or a._forward_hooks or a._forward_pre_hooks:
+    hooks = len(a._forward_hooks) - hasattr(a, "mixing")  # the gate's own is for the decoder's own forward
+    if b.bias is not None or hasattr(a.weight, "ds_id") or hooks or a._forward_pre_hooks:
         return "other"  # somebody watches it
     return "lora"
 

@@ -118,5 +118,8 @@ class StudyConfig(Node):
     noise: float | None = Field(None, ge=0)
     """Noise floor of mean AUC (`benchmarks/noise_floor.py`), printed under every table: what is below is no
     difference."""
+    against: str | None = None
+    """Row that `study/paired.csv` compares all others with, by its name in the tables (null: full retraining alone is
+    compared with, in Table 2)."""
     lags: tuple[int, ...] = ()
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""

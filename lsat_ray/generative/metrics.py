@@ -1,4 +1,4 @@
-"""Hit and NDCG with one target a ranking (methods.md 5e), and their intervals over users."""
+"""Hit and NDCG with one target a ranking (methods.md 5e), and their intervals and tests over users."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lsat_ray.errors import LsatError
+from lsat_ray.evaluation import resampling
 
 CUTS = (5, 10)
 FIELDS = ("hit5", "hit10", "ndcg5", "ndcg10")
@@ -92,3 +93,21 @@ def interval(
             means[draw] = np.nanmean([(t @ weight) / (c @ weight) for t, c in zip(total, count, strict=True)])
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def p_value(differences: Sequence[np.ndarray], users: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> float:
+    """Return the two-sided p-value of the mean over periods: two strategies swap places for random users.
+
+    A user's rows swap together in all periods; the smallest value is 1 / (draws + 1).
+
+    Args:
+        differences: for each period, [N], one strategy minus the other.
+        users: for each period, [N].
+        draws: of the swaps.
+        seed: of the draws.
+    """
+    names = np.unique(np.concatenate(users))
+    own = np.zeros(len(names))
+    for value, who in zip(differences, users, strict=True):
+        own += np.bincount(np.searchsorted(names, who), value, minlength=len(names)) / len(value) / len(users)
+    return resampling.p_value(float(own.sum()), resampling.swapped(own, draws, seed))[0]

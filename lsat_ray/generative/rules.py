@@ -139,3 +139,6 @@ RULES: dict[str, Rule] = {
     "lsat-ta": long_and_short("factor-arithmetic"),
 }
 """Rules by the names of their rows."""
+
+GRIDS = {family: tuple(f"{family}({weight:g})" for weight in LAMBDAS) for family in ("peso", "peso-mean")}
+"""Rows that take the lambda whose first penalised link has the lowest loss on V_2, and keep it (by seed)."""

@@ -19,24 +19,26 @@ from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment
 from lsat_ray.data import expand
 from lsat_ray.errors import LsatError
+from lsat_ray.evaluation.significance import holm
 from lsat_ray.generative import backbone, sasrec
 from lsat_ray.generative.blocks import PUBLISHED, Blocks, check, read
 from lsat_ray.generative.encode import encode_histories, encode_targets
 from lsat_ray.generative.fit import fit
-from lsat_ray.generative.metrics import FIELDS, above_items, above_target, interval, ranking_metrics
+from lsat_ray.generative.metrics import FIELDS, above_items, above_target, interval, p_value, ranking_metrics
 from lsat_ray.generative.model import GenerativeModel, joined, parted
-from lsat_ray.generative.rules import RULES, Plan, Setting
+from lsat_ray.generative.rules import GRIDS, RULES, Plan, Setting
 from lsat_ray.generative.sasrec import SasrecSpec
 from lsat_ray.generative.search import Found, beam_search
 from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.generative.trie import Trie
 from lsat_ray.prompts.batch import Encoded, collate, token_budget_batches
+from lsat_ray.training.checkpoint import Checkpointer
 
 NAIVE = ("popular", "popular-recent")
 """Rows without a model: the items that occur most often in all training targets so far, or in the newest block's."""
 RIVALS = {f"sasrec/{rule}": rule for rule in ("pretrain", "full-retraining", "single-evolving")}
 """Rows of the trained rival, and the update rule of each."""
-ROWS = (*NAIVE, *RIVALS, *RULES)
+ROWS = (*NAIVE, *RIVALS, *RULES, *GRIDS)
 """All rows."""
 COLUMNS = ["strategy", "block", *FIELDS, "low", "high", "seeds", "beams"]
 """Of the table; `beams` is 0 where all items are ranked and nothing is searched."""
@@ -63,9 +65,8 @@ def load_blocks(config: Experiment) -> Blocks:
     """
     if unknown := [s for s in config.strategies if s not in ROWS]:
         raise LsatError(f"strategies: {unknown[0]!r} is unknown; known: {', '.join(ROWS)}")
-    for key in ("max_steps", "evals_per_epoch"):
-        if getattr(config.recipe, key):
-            raise LsatError(f"recipe.{key}: the generative task has epochs and eval_every alone; leave it out")
+    if config.recipe.select != "log-loss":
+        raise LsatError(f"recipe.select: the generative task keeps the lowest loss; {config.recipe.select} is for AUC")
     if not config.data.path:
         raise LsatError("data.path: missing; give a folder with block_0.json, ... and semantic_ids.json")
     folder = expand(config.data.path)
@@ -94,6 +95,7 @@ class Bench:
         self.adapters, self.networks, self.searches = (
             AdapterStore(root / name) for name in ("adapters", "networks", "searches")
         )
+        self.states = Checkpointer(root / "train" / "states", config.engine.checkpoint_every)
         torch.set_num_threads(config.engine.threads)
         nano = config.backbone.path == "nano"
         shape = config.backbone.nano
@@ -118,17 +120,34 @@ class Bench:
 
     def beams(self, name: str) -> tuple[int, ...]:
         """Return the numbers of beams that a row is measured with; (0,) where nothing is searched."""
-        return self.config.generative.beams if name in RULES else (0,)
+        return (0,) if name in NAIVE or name in RIVALS else self.config.generative.beams
 
     def seeds(self, name: str) -> tuple[int, ...]:
         """Return the seeds of a row; one where nothing is random."""
         return self.config.seeds[:1] if name in NAIVE else self.config.seeds
 
+    def rule(self, name: str, seed: int, t: int) -> str:
+        """Return the update rule of a row: of a grid, the one that V_2 prefers, trained first; the first of equals."""
+        if name not in GRIDS:
+            return RIVALS.get(name, name)
+        rules = GRIDS[name]
+        if t < 2:  # D_1 knows no penalty, and V_2 is the future
+            return rules[0]
+        links = [RULES[rule](self.setting(seed), 2).adapters[0] for rule in rules]
+        for spec in links:
+            self.adapter(spec)
+        losses = [self.adapters.manifest(spec.digest)["facts"]["loss"] for spec in links]
+        return rules[int(np.argmin(losses))]
+
+    def plan(self, name: str, seed: int, t: int) -> Plan:
+        """Return the adapters of a row after period t, and how they are merged."""
+        return RULES[self.rule(name, seed, t)](self.setting(seed), t)
+
     def models(self, name: str, seed: int, t: int) -> list[dict[str, Any]]:
         """Train what a row needs after period t, parents first; return digest, loss and best step or epoch of each."""
         if name in NAIVE:
             return []
-        plan = RULES[RIVALS.get(name, name)](self.setting(seed), t)
+        plan = self.plan(name, seed, t)
         out = []
         for spec in plan.adapters:
             if name in RIVALS:
@@ -163,7 +182,7 @@ class Bench:
     def _found(self, name: str, seed: int, t: int, beams: int, rows: np.ndarray) -> tuple[str, Found, list[float]]:
         """Return what a row's models find, from the store where it is there."""
         what: dict[str, Any] = {"validation": t, "rows": hashlib.sha256(rows.tobytes()).hexdigest()}
-        plan = None if name in NAIVE else RULES[RIVALS.get(name, name)](self.setting(seed), t)
+        plan = None if name in NAIVE else self.plan(name, seed, t)
         if plan is None:
             what |= {"naive": name, "data": self.blocks.fingerprint}
         elif name in RIVALS:
@@ -215,13 +234,10 @@ class Bench:
             above = {p: self.adapter(p) for p in spec.parents()}  # type: ignore[arg-type]
             initial = above[spec.init] if spec.init else None
             frozen = [above[p] for p in spec.frozen.adapters] if spec.frozen else []
-            fitted = fit(spec, self.model, self.blocks, self.config.engine, initial, frozen)
-            facts = {
-                "loss": fitted.loss, "best_step": fitted.best_step, "steps": fitted.steps,
-                "history": fitted.history, "penalty": fitted.penalty, "seconds": fitted.seconds,
-            }  # fmt: skip
-            self.adapters.publish(spec, fitted.adapter, facts, str(self.folder))
-            self.tell(f"{spec}: validation loss {fitted.loss:.4f}, step {fitted.best_step} of {fitted.steps}")
+            fitted = fit(spec, self.model, self.blocks, self.config.engine, initial, frozen, checkpoint=self.states)
+            self.adapters.publish(spec, fitted.adapter, {**fitted.facts(), "seconds": fitted.seconds}, str(self.folder))
+            self.states.clear(spec.digest)
+            self.tell(f"{spec}: validation loss {fitted.figure:.4f}, step {fitted.best_step} of {fitted.steps}")
         return self.adapters.load(spec.digest)
 
     def search(self, plan: Plan, t: int, rows: np.ndarray, beams: int = 10) -> tuple[Found, tuple[float, ...]]:
@@ -294,13 +310,14 @@ def by_group(values: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(ndcg10=("ndcg10", "mean"), tests=("row", "nunique")).reset_index()
 
 
-def paired(values: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return each strategy's mean NDCG@10 minus the reference's, with the paired bootstrap interval over users.
+def paired(values: pd.DataFrame, reference: str, field: str = "ndcg10") -> pd.DataFrame:
+    """Return each strategy's mean of a metric minus the reference's, with its interval and p-value over users.
 
     A row is compared at its own number of beams; rows that rank all items are compared with the reference's most beams.
+    `p_adjusted` is after Holm's correction over the lines of the table.
     """
     keys = ["strategy", "beams", "block", "row", "user"]
-    average = values.groupby(keys, sort=False)["ndcg10"].mean().reset_index()
+    average = values.groupby(keys, sort=False)[field].mean().reset_index()
     reference_rows = average[average["strategy"] == reference]
     out = []
     for (name, beams), own in average.groupby(["strategy", "beams"], sort=False):
@@ -308,13 +325,15 @@ def paired(values: pd.DataFrame, reference: str) -> pd.DataFrame:
             continue
         base = reference_rows[reference_rows["beams"] == (beams or reference_rows["beams"].max())]
         both = own.merge(base, on=["block", "row", "user"], suffixes=("", "_base"), validate="1:1")
-        both["ndcg10"] -= both.pop("ndcg10_base")
-        low, high = interval(*_by_period(both))
-        out.append([name, beams, reference, both.groupby("block")["ndcg10"].mean().mean(), low, high])
-    return pd.DataFrame(out, columns=["strategy", "beams", "reference", "difference", "low", "high"])
+        both[field] -= both.pop(f"{field}_base")
+        parts = _by_period(both, field)
+        out.append([name, beams, reference, both.groupby("block")[field].mean().mean(), *interval(*parts)])
+        out[-1].append(p_value(*parts))
+    table = pd.DataFrame(out, columns=["strategy", "beams", "reference", "difference", "low", "high", "p"])
+    return table.assign(p_adjusted=holm(table["p"].to_numpy(np.float64)))
 
 
-def _by_period(values: pd.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return NDCG@10, averaged over seeds, and users of each block."""
-    each = [p.groupby(["row", "user"])["ndcg10"].mean().reset_index() for _, p in values.groupby("block")]
-    return [e["ndcg10"].to_numpy() for e in each], [e["user"].to_numpy() for e in each]
+def _by_period(values: pd.DataFrame, field: str = "ndcg10") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return a metric, averaged over seeds, and users of each block."""
+    each = [p.groupby(["row", "user"])[field].mean().reset_index() for _, p in values.groupby("block")]
+    return [e[field].to_numpy() for e in each], [e["user"].to_numpy() for e in each]

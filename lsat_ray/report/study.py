@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import auc
-from lsat_ray.evaluation.significance import RESAMPLES, Key, Runs, Scored
+from lsat_ray.evaluation.significance import RESAMPLES, Key, Runs, Scored, compare_all
 from lsat_ray.files import write_atomic
 from lsat_ray.report.cross import draw_curve, draw_warm_and_cold
 from lsat_ray.report.reader import RunReader
@@ -164,6 +164,29 @@ def by_slice(
         table.insert(2, "users", len(np.unique(np.concatenate([v.user for v in one.values()]))))
         blocks.append(table)
     return pd.concat(blocks, ignore_index=True)
+
+
+def against(
+    scores: Mapping[str, Runs], reference: str, resamples: int = RESAMPLES, seed: int = 0, noise: float | None = None
+) -> pd.DataFrame:
+    """Return how every row differs from one of them, best first: columns strategy to verdict.
+
+    Args:
+        scores: by strategy.
+        reference: row that the others are compared with.
+        resamples: of the bootstrap and of the permutation test.
+        seed: of both.
+        noise: noise floor, see `tables.noise_line`.
+
+    Raises:
+        LsatError: when the table has no such row.
+    """
+    if reference not in scores:
+        raise LsatError(f"study.against: the table has no row {reference!r}; it has {', '.join(scores)}")
+    found = compare_all(scores, reference, resamples, seed)
+    rows = [[n, reference, c.difference, c.low, c.high, c.p, c.p_adjusted, c.words(noise)] for n, c in found.items()]
+    names = ["strategy", "reference", "difference", "low", "high", "p", "p_adjusted", "verdict"]
+    return pd.DataFrame(rows, columns=names).sort_values("difference", ascending=False, ignore_index=True)
 
 
 def beside_paper(table: pd.DataFrame, log: str, reference: str = REFERENCE) -> pd.DataFrame:

@@ -23,6 +23,8 @@ from lsat_ray.runs.timings import Timings
 
 STORES = ("adapters", "networks", "searches")
 """Content-addressed stores in the run's folder; what is in one is not done again."""
+TESTS = "tests.parquet"
+"""One line per test, row, seed and number of beams (`generative.study.Measured.values`)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ def check(config: Experiment) -> CheckedBlocks:
 
 
 def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
-    """Measure the configured rows and seeds on every tested block; the same command goes on where it was stopped.
+    """Measure the configured rows on every tested block, one seed after the other; the same call goes on where it was.
 
-    The folder holds `table.csv`, `groups.csv` (new, dormant and active users) and `paired.csv` (differences from
-    `generative.reference`), one ledger record per (seed, row, block, stage), and a report.
+    The folder holds `tests.parquet` (every test of every row), `table.csv`, `groups.csv` (new, dormant and active
+    users) and `paired.csv` (differences from `generative.reference`), one ledger record per (seed, row, block, stage),
+    and a report.
 
     Returns:
         The run's folder.
@@ -75,41 +78,46 @@ def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
         say(f"RESUMED after {len(ledger)} records" if len(ledger) else f"FRESH run in {folder.path}")
         with timings.span("start-up"):
             bench = Bench(config, checked.blocks, folder.path, Path(runs_dir).resolve() / "backbones", say)
-        values = [m.values for m in _measured(bench, ledger, timings, say)]
-        _write(folder.path, pd.concat(values, ignore_index=True), config)
+        values: list[pd.DataFrame] = []
+        for seed in config.seeds:  # after each a whole table, of fewer seeds
+            values += [m.values for m in _measured(bench, seed, ledger, timings, say)]
+            _write(folder.path, pd.concat(values, ignore_index=True), config)
     finally:
         folder.close()
     return folder.path
 
 
-def _measured(bench: Bench, ledger: Ledger, timings: Timings, say: Say) -> list[Measured]:
-    """Train and measure block by block, and record each stage."""
+def _measured(bench: Bench, seed: int, ledger: Ledger, timings: Timings, say: Say) -> list[Measured]:
+    """Train and measure a seed block by block, and record each stage."""
     out = []
     for t in bench.periods():
-        for seed in bench.config.seeds:
-            for name in bench.config.strategies:
-                if seed not in bench.seeds(name):
-                    continue
-                with timings.span("train", t, name):
-                    models = bench.models(name, seed, t)
-                digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
-                ledger.append(seed, name, t, "train", digest=digest, models=models)
-                for beams in bench.beams(name):
-                    with timings.span("score", t, name):
-                        measured = bench.measure(name, seed, t, beams)
-                    means = {k: float(measured.values[k].mean()) for k in FIELDS}
-                    block, tests = int(measured.values["block"].iloc[0]), len(measured.values)
-                    facts = {"block": block, "beams": beams, "tests": tests, "weights": measured.weights, **means}
-                    ledger.append(seed, name, t, f"score-{beams}", digest=measured.digest, **facts)
-                    say(f"block {block} seed {seed} {name}: NDCG@10 {means['ndcg10']:.4f} ({beams} beams)")
-                    out.append(measured)
+        for name in bench.config.strategies:
+            if seed not in bench.seeds(name):
+                continue
+            with timings.span("train", t, name):
+                models = bench.models(name, seed, t)
+            digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
+            rule = bench.rule(name, seed, t)
+            ledger.append(seed, name, t, "train", digest=digest, models=models, rule=rule)
+            for beams in bench.beams(name):
+                with timings.span("score", t, name):
+                    measured = bench.measure(name, seed, t, beams)
+                means = {k: float(measured.values[k].mean()) for k in FIELDS}
+                block, tests = int(measured.values["block"].iloc[0]), len(measured.values)
+                facts = {"block": block, "beams": beams, "tests": tests, "weights": measured.weights, **means}
+                ledger.append(seed, name, t, f"score-{beams}", digest=measured.digest, **facts)
+                say(f"block {block} seed {seed} {name}: NDCG@10 {means['ndcg10']:.4f} ({beams} beams)")
+                out.append(measured)
     return out
 
 
 def _write(folder: Path, values: pd.DataFrame, config: Experiment) -> None:
+    write_atomic(folder / TESTS, values)
     tables = {
-        "table": summarise(values), "groups": by_group(values), "paired": paired(values, config.generative.reference)
-    }  # fmt: skip
+        "table": summarise(values),
+        "groups": by_group(values),
+        "paired": paired(values, config.generative.reference),
+    }
     for name, frame in tables.items():
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6f"))
     page.write(folder, tables, config.generative.reference)

@@ -11,6 +11,7 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.interactions import Interactions
 from lsat_ray.data.periods import Periods, cut
 from lsat_ray.data.summary import LogSummary, summarise
+from lsat_ray.errors import LsatError
 from lsat_ray.strategies import Setting, make
 
 
@@ -45,6 +46,9 @@ def check(config: Experiment) -> Checked:
     periods = cut(log, config.data, config.periods)
     checked = Checked(config, log, periods, summarise(log, periods, config.first_test))
     strategies = make(checked.setting("", 0))
+    names = [strategy.name for strategy in strategies]
+    if config.study.against and config.study.against not in names:
+        raise LsatError(f"study.against: no row is called {config.study.against!r}; the rows are {', '.join(names)}")
     for t in range(config.first_test - 1, checked.periods.count):
         for strategy in strategies:
             strategy.plan(t)

@@ -33,6 +33,8 @@ def write(run: Run, metrics: pd.DataFrame) -> None:
     tables = {"table2": figures.table2(metrics, read.scores, spent, fits=stopped, noise=noise)}
     if run.config.study.paper:
         tables["paper"] = figures.beside_paper(tables["table2"], run.config.study.paper)
+    if run.config.study.against:
+        tables["paired"] = figures.against(read.scores, run.config.study.against, noise=noise)
     served = {m.strategy: m for m in steps.models(run, run.config.seeds[0], run.periods.count - 1)}
     tables["frontier"] = figures.frontier(tables["table2"], _passes(run, list(served.values())))
     masks = {t: user_slices(run.periods, t) for t in run.tested}

@@ -7,7 +7,7 @@ from lsat_ray.baselines.spec import LEARNERS
 from lsat_ray.errors import LsatError
 from lsat_ray.strategies.base import CHOICE, Learned, Plan, Setting, Spec, Strategy
 from lsat_ray.strategies.cumulative import CUMULATIVE
-from lsat_ray.strategies.derived import Derived, Hedge, WithSide, side_of
+from lsat_ray.strategies.derived import GATES, Derived, Gate, Hedge, WithSide, side_of
 from lsat_ray.strategies.evolving import EVOLVING
 from lsat_ray.strategies.fine_tuning import FineTuning
 from lsat_ray.strategies.full_retraining import FullRetraining
@@ -44,10 +44,23 @@ STRATEGIES: dict[str, Factory] = {
     BookGPT.name: BookGPT,
     Frozen.name: Frozen,
     Hedge.name: Hedge,
+    **GATES,
 }
 """Every row that a config can name; `+side` or `+side@period` behind a name gives its row with a side head."""
 
-__all__ = ["CHOICE", "RULES", "STRATEGIES", "Derived", "Learned", "Plan", "Setting", "Spec", "Strategy", "WithSide"]
+__all__ = [
+    "CHOICE",
+    "RULES",
+    "STRATEGIES",
+    "Derived",
+    "Gate",
+    "Learned",
+    "Plan",
+    "Setting",
+    "Spec",
+    "Strategy",
+    "WithSide",
+]
 __all__ += ["make"]
 
 
@@ -55,13 +68,15 @@ def make(setting: Setting) -> list[Strategy]:
     """Return the configured strategies under a setting, and the frozen backbone, which every table holds.
 
     Raises:
-        LsatError: when a name is not in `STRATEGIES`, or a row with a side head is named without its base.
+        LsatError: when a name is not in `STRATEGIES`, or a row with a side head or a gate is named without its base.
     """
     names = list(dict.fromkeys((*setting.config.strategies, Frozen.name)))
     made: dict[str, Strategy] = {name: STRATEGIES[name](setting) for name in names if name in STRATEGIES}
     for name in names:
         if name not in made:
             made[name] = _with_side(name, made)
+        elif name in GATES and "lsat-en" not in names:
+            raise LsatError(f"strategies: {name!r} weighs the adapters of 'lsat-en'; name it too")
     return [made[name] for name in names]
 
 
@@ -69,6 +84,6 @@ def _with_side(name: str, made: Mapping[str, Strategy]) -> WithSide:
     base, suffix = side_of(name) or (None, "")
     if base is None:
         raise LsatError(f"strategies: {name!r} is unknown; known are {', '.join(STRATEGIES)}")
-    if base not in made or base == Hedge.name:
+    if base not in made or isinstance(made[base], Hedge | Gate):
         raise LsatError(f"strategies: {name!r} is computed from the scores of {base!r}; name it too, a row with models")
     return WithSide(made[base], suffix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from lsat_ray.baselines.spec import SIDES
@@ -27,6 +28,28 @@ class Hedge(Derived):
 
     def __init__(self, setting: Setting) -> None:
         del setting
+
+
+class Gate(Derived):
+    """LSAT's two adapters under a weight for each sample, from user and item features (`scoring/gate`)."""
+
+    def __init__(self, setting: Setting, row: str, features: bool) -> None:
+        """Name the row.
+
+        Args:
+            setting: of the experiment; `lsat-en` must be a row of it, whose adapters these are.
+            row: its name in a config.
+            features: whether the weight sees the features; without them it is one alpha, fitted on the same rows.
+        """
+        m = setting.config.replay.long_periods
+        self.base, self.name, self.features = f"lsat-en({m})", f"{row}({m})", features
+
+
+GATES: dict[str, Callable[[Setting], Gate]] = {
+    "lsat-gate": lambda setting: Gate(setting, "lsat-gate", features=True),
+    "lsat-alpha": lambda setting: Gate(setting, "lsat-alpha", features=False),
+}
+"""Rows that need `lsat-en`, by their names in a config."""
 
 
 class WithSide(Derived):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,16 +15,16 @@ from lsat_ray.adapters.personal import personal
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
-from lsat_ray.evaluation.metrics import auc_or_log_loss
 from lsat_ray.prompts.batch import Encoded, by_age, plan_epoch
 from lsat_ray.training import penalty as penalties
 from lsat_ray.training import selection
 from lsat_ray.training.checkpoint import Checkpointer
 from lsat_ray.training.engine import DataParallel, Elastic, Engine, Resumable, TorchEngine
-from lsat_ray.training.frozen import Beside, beside, own
+from lsat_ray.training.frozen import Beside, beside, lora_alone
+from lsat_ray.training.objective import Objective, YesNo, sharded_margins
 from lsat_ray.training.progress import Progress, under
 from lsat_ray.training.selection import Candidate
-from lsat_ray.training.step import gradients, sharded_margins, step_with_oom_retry
+from lsat_ray.training.step import gradients, step_with_oom_retry
 
 __all__ = [
     "DataParallel",
@@ -47,9 +47,12 @@ class Fitted:
 
     adapter: Adapter
     margin: np.ndarray
-    """float32 [V], l_Yes - l_No of the kept weights on the validation targets, in the order of `Encoded.row`."""
-    auc: float
-    """`auc_or_log_loss` of the kept weights on the validation targets."""
+    """What the objective measured of the kept weights on the validation rows; float32 [V], l_Yes - l_No in the order of
+    `Encoded.row`, under `YesNo`."""
+    name: Literal["auc", "loss"]
+    """Of the figure (`Objective.name`)."""
+    figure: float
+    """What the objective reports of the kept weights: `auc_or_log_loss` under `YesNo`."""
     best_step: int
     """Step whose weights were kept (the middle one where several are averaged); 0 is the start."""
     steps: int
@@ -61,14 +64,14 @@ class Fitted:
     seconds: dict[str, float] = field(default_factory=dict)
     """`train` and `score`."""
     history: list[tuple[int, float, float]] = field(default_factory=list)
-    """(step, mean loss since the last validation, `auc_or_log_loss` on the validation targets)."""
+    """(step, mean loss since the last validation, figure) at each validation."""
     penalty: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, weighted penalty, norm of its gradient) at each validation; the loss in `history` is without it."""
 
     def facts(self) -> dict[str, Any]:
         """Return what is published beside the weights, JSON-ready."""
-        names = ("auc", "best_step", "steps", "stopped_by", "targets", "history", "penalty")
-        return {name: getattr(self, name) for name in names}
+        names = ("best_step", "steps", "stopped_by", "targets", "history", "penalty")
+        return {self.name: self.figure, **{name: getattr(self, name) for name in names}}
 
 
 def fit(
@@ -82,11 +85,12 @@ def fit(
     progress: Callable[[str], None] | None = None,
     frozen: Sequence[Adapter] = (),
     checkpoint: Checkpointer | None = None,
+    objective: Objective | None = None,
 ) -> Fitted:
     """Fit the adapter that a spec names.
 
-    The loss is the cross-entropy over {No, Yes} at the answer's place, a mean over the targets of the global batch
-    whatever the number of workers; with `spec.half_life` it is weighted by age. Validation follows the recipe's rhythm;
+    The loss is the objective's, a mean over the answers of the global batch whatever the number of workers; with
+    `spec.half_life` it is weighted by age. Validation follows the recipe's rhythm;
     its rule chooses among the validated weights. With `spec.keep_old` the initial adapter is compared with these at the
     end. Where memory runs out, micro-batches are halved for good and the step is repeated: the global batch stays.
 
@@ -102,6 +106,7 @@ def fit(
         frozen: weights of `spec.frozen.adapters`, in that order.
         checkpoint: saves the fit's state every so many steps, and lets a later call with the same arguments resume
             from there to the same bytes (a `Resumable` engine; without `frozen`). The caller clears it.
+        objective: of the task; None is `YesNo`.
 
     Raises:
         LsatError: when the spec's LoRA shape is not the model's; when the loss is not finite, with the batch's row ids;
@@ -116,7 +121,7 @@ def fit(
     gate = spec.reclora.gate if spec.reclora else None
     width = 0 if train.profile is None else train.profile.shape[1]
     with personal(model, gate, width), beside(model, spec, frozen) as extra:
-        run = _Fit(spec, model, train, validation, engine, settings, progress, extra)
+        run = _Fit(spec, model, train, validation, engine, settings, progress, extra, objective or YesNo())
         run.start(initial, checkpoint)
         try:
             run.train()
@@ -138,11 +143,12 @@ class _Fit:
         settings: EngineConfig,
         tell: Callable[[str], None] | None,
         extra: Beside | None,
+        objective: Objective,
     ) -> None:
         self.spec, self.model, self.validation = spec, model, validation
         self.rows = train if spec.half_life is None else by_age(train, spec.half_life)
         self.engine, self.settings, self.tell, self.extra = engine, settings, tell, extra
-        self.recipe = spec.recipe
+        self.recipe, self.objective = spec.recipe, objective
         self.checkpoint: Checkpointer | None = None
         self.now = Progress(np.random.default_rng([spec.seed, 7]), settings.micro_batches)
 
@@ -153,13 +159,13 @@ class _Fit:
             raise LsatError(f"adapter {spec.digest[:12]}: its spec and the weights given to start from do not agree")
         with self.engine.whole(model):
             model.reset(spec.start_seed)
-            if initial is not None:
-                initial = own(initial, spec.lora.rank)
-                model.wear(initial)
+            initial = self.objective.start(model, initial)
             if self.extra:
                 self.extra.start(self.rows)
         past = self.extra.past if self.extra else None
-        self.penalty = penalties.of(spec, model.slot_parameters, initial, past)
+        kind = spec.regulariser.kind if spec.regulariser else None
+        weights = replace(spec, regulariser=None) if kind in self.objective.penalties else spec
+        self.penalty = penalties.of(weights, model.slot_parameters, initial and lora_alone(initial), past)
         self.initial = initial
         if checkpoint and not self.extra and isinstance(self.engine, Resumable):
             self.checkpoint = checkpoint
@@ -174,7 +180,7 @@ class _Fit:
         now = self.now
         while now.epoch < self.recipe.epochs and not self.stopped():
             now.drawn = dict(now.order.bit_generator.state)
-            batches = plan_epoch(self.rows, self.recipe.batch_size, now.order)
+            batches = plan_epoch(self.rows, self.recipe.batch_size * self.objective.answers, now.order)
             while now.batch < len(batches) and not self.stopped():
                 self.step(batches[now.batch])
                 if self.due(len(batches)):
@@ -206,7 +212,7 @@ class _Fit:
         lr = recipe.lr * min(1.0, now.step / recipe.warmup) if recipe.warmup else recipe.lr
         noise = (self.spec.seed, now.step) if self.spec.lora.dropout else None
         value, now.micro_batches = step_with_oom_retry(
-            self.model, self.engine, self.rows, batch, lr, now.micro_batches, self.penalty, noise
+            self.model, self.engine, self.rows, batch, lr, now.micro_batches, self.penalty, noise, self.objective
         )
         now.losses.append(value)
         now.seen += int(self.rows.targets[batch].sum())
@@ -214,9 +220,9 @@ class _Fit:
         now.seconds["train"] += time.perf_counter() - began
 
     def evaluate(self) -> np.ndarray:
-        """Return the margins of the present weights on the validation rows."""
+        """Return what the objective measures of the present weights on the validation rows."""
         began = time.perf_counter()
-        margin = sharded_margins(self.model, self.engine, self.validation, self.settings.batch_tokens)
+        margin = self.objective.validate(self.model, self.engine, self.validation, self.settings.batch_tokens)
         self.now.seconds["score"] += time.perf_counter() - began
         return margin
 
@@ -224,15 +230,16 @@ class _Fit:
         """Evaluate, record it, and count how long there has been nothing better."""
         now = self.now
         margin = self.evaluate()
-        auc = auc_or_log_loss(self.validation.label, margin)
+        figure = self.objective.figure(self.validation, margin)
         by_share = [np.mean(losses) for losses in zip(*now.losses, strict=True)]
         mean = float(self.engine.gather(np.array(by_share)).mean())
-        now.history.append((now.step, mean, auc))
+        now.history.append((now.step, mean, figure))
         if self.penalty:
             with self.engine.whole(self.model):
                 now.pulls.append((now.step, *self.penalty.measure()))
         now.losses = []
-        self.say(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation AUC {auc:.4f}")
+        name = self.objective.name
+        self.say(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation {name} {figure:.4f}")
         value = self.measure(margin)
         better, greedy = value > now.best, self.recipe.select in selection.GREEDY
         now.best, now.waited = max(value, now.best), 0 if better else now.waited + 1
@@ -243,7 +250,7 @@ class _Fit:
 
     def measure(self, margin: np.ndarray) -> float:
         """Return what the recipe's rule compares, higher is better."""
-        return selection.measure(self.recipe.select, self.validation.label, margin)
+        return self.objective.measure(self.recipe.select, self.validation, margin)
 
     def finish(self) -> Fitted:
         """Choose, release the engine and return the weights."""
@@ -255,7 +262,8 @@ class _Fit:
         return Fitted(
             adapter=self.extra.whole(best.adapter) if self.extra else best.adapter,
             margin=best.margin,
-            auc=auc_or_log_loss(self.validation.label, best.margin),
+            name=self.objective.name,
+            figure=self.objective.figure(self.validation, best.margin),
             best_step=best.step,
             steps=now.step,
             stopped_by="patience" if now.waited >= self.recipe.patience else "budget",
@@ -267,8 +275,11 @@ class _Fit:
 
     def choose(self) -> Candidate:
         """Return what the rule keeps; with `keep_old` the untuned start, unless that is worse."""
-        rule = selection.RULES[self.recipe.select]
-        chosen = [self.now.candidates[i] for i in rule(self.now.candidates, self.validation.label)]
+        found = self.now.candidates
+        if len(found) == 1:  # always so under a greedy rule
+            chosen = found
+        else:
+            chosen = [found[i] for i in selection.RULES[self.recipe.select](found, self.validation.label)]
         best = chosen[len(chosen) // 2]
         if len(chosen) > 1:
             best = self.candidate(best.step, selection.mean([c.adapter for c in chosen]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ def own(adapter: Adapter, rank: int) -> Adapter:
         return adapter
     state = {k: v[-rank:] if ".lora_A." in k else v[:, -rank:] for k, v in adapter.state.items()}
     return Adapter(state, rank, adapter.scale * rank)
+
+
+def lora_alone(adapter: Adapter) -> Adapter:
+    """Return an adapter without what a task trains beside LoRA's weights."""
+    return Adapter({k: v for k, v in adapter.state.items() if ".lora_" in k}, adapter.rank, adapter.alpha)
 
 
 def normalised(adapter: Adapter) -> Adapter:
@@ -97,16 +103,17 @@ class Beside:
             self._design(train)
 
     def whole(self, trained: Adapter) -> Adapter:
-        """Return earlier and trained parts as one adapter; SD-LoRA's magnitudes are folded into B."""
-        state = {k: v for k, v in trained.state.items() if ".lora_" in k}
-        parts = [self.past, Adapter(state, trained.rank, trained.alpha)]
+        """Return earlier and trained parts as one adapter, SD-LoRA's magnitudes folded into B, all else as it is."""
+        besides = {k: v for k, v in trained.state.items() if ".lora_" not in k and k != "magnitude"}
+        parts = [self.past, lora_alone(trained)]
         if self.kind == "sd":
             each, magnitude = self.past.rank // self.count, trained.state["magnitude"]
             parts = [
                 _scaled(parts[0], magnitude[:, :-1].repeat_interleave(each, dim=1)),
                 _scaled(parts[1], magnitude[:, -1:].expand(-1, trained.rank)),
             ]
-        return _stack(parts, trained.scale)
+        whole = _stack(parts, trained.scale)
+        return replace(whole, state={**whole.state, **besides})
 
     def close(self) -> None:
         """Remove the second slot; the model is as before."""

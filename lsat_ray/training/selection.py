@@ -25,7 +25,7 @@ class Candidate:
     """0 is the start."""
     adapter: Adapter
     margin: np.ndarray
-    """float32 [V], l_Yes - l_No on the validation targets."""
+    """What the objective measured: float32 [V], l_Yes - l_No on the validation targets, under the rules below."""
 
 
 Rule = Callable[[Sequence[Candidate], np.ndarray], tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""One optimizer step and one pass of validation, on every worker at once."""
+"""One optimizer step, on every worker at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, collate, split_by_tokens
-from lsat_ray.scoring.score import margins
 from lsat_ray.training import penalty as penalties
 from lsat_ray.training.engine import Elastic, Engine
+from lsat_ray.training.objective import Objective, YesNo
 
 
 def step_with_oom_retry(
@@ -25,6 +24,7 @@ def step_with_oom_retry(
     micro_batches: int,
     penalty: penalties.Penalty | None,
     noise: tuple[int, int] | None,
+    objective: Objective,
 ) -> tuple[list[float], int]:
     """Take a step; where any rank's memory runs out, all repeat it in twice as many micro-batches.
 
@@ -39,7 +39,7 @@ def step_with_oom_retry(
         cause: torch.OutOfMemoryError | None = None
         value: list[float] = []
         try:
-            value = gradients(model, engine, train, batch, micro_batches, penalty, noise)
+            value = gradients(model, engine, train, batch, micro_batches, penalty, noise, objective)
         except torch.OutOfMemoryError as error:
             cause = error
         short = engine.any(cause is not None) if isinstance(engine, Elastic) else cause is not None
@@ -57,18 +57,6 @@ def step_with_oom_retry(
             torch.cuda.empty_cache()
 
 
-def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
-    """Return float32 [N], the margins of all targets, each computed by one worker."""
-    model.eval()
-    share = (0, 1) if len(engine.shares) == engine.world else (engine.rank, engine.world)
-    index, margin = margins(engine.logits, encoded, model.device, batch_tokens, share=share)
-    model.train()
-    index, margin = engine.gather(index), engine.gather(margin)
-    out = np.empty(len(encoded.row), dtype=np.float32)
-    out[index] = margin
-    return out
-
-
 def gradients(
     model: AdaptedBackbone,
     engine: Engine,
@@ -77,6 +65,7 @@ def gradients(
     micro_batches: int,
     penalty: penalties.Penalty | None = None,
     noise: tuple[int, int] | None = None,
+    objective: Objective | None = None,
 ) -> list[float]:
     """Add up this worker's gradients of a global batch's mean loss; return an estimate of it per share of its own.
 
@@ -92,10 +81,12 @@ def gradients(
         micro_batches: pieces of a share.
         penalty: added to the loss.
         noise: (seed, step) of the dropout masks.
+        objective: of the task; None is `YesNo`.
 
     Raises:
         LsatError: when the loss is not finite, with the batch's row ids.
     """
+    objective = objective or YesNo()
     model.train()
     parts = split_by_tokens(batch, train.lengths, engine.world)
     total = float(train.targets[batch].sum())
@@ -109,15 +100,15 @@ def gradients(
         for part in split_by_tokens(parts[share], train.lengths, micro_batches):
             present = 1.0 if len(part) else 0.0  # a worker without rows still takes part in the collective step
             micro = collate(train, part if len(part) else batch[:1], noise=noise).to(model.device)
-            logits = engine.logits(micro)
-            losses = functional.cross_entropy(logits, micro.label.long(), reduction="none")
-            loss = present * (losses if micro.weight is None else micro.weight * losses).sum() / total
+            loss = present * objective.loss(engine, micro, train) / total
             if not torch.isfinite(loss):
-                rows = train.row[micro.index].tolist()
+                rows = np.unique(train.row[micro.index]).tolist()
                 raise LsatError(
                     f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
                 )
             value += float(loss.detach())
+            if (extra := objective.extra()) is not None:
+                loss = loss + extra / micro_batches
             with penalty.added(pull, 1 / micro_batches) if penalty else nullcontext():
                 engine.backward(loss)
         engine.end_share()

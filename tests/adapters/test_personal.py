@@ -9,6 +9,7 @@ from torch.nn import functional
 from workbench import Workbench, make_workbench, randomise
 
 from lsat_ray.adapters.personal import Gate, personal
+from lsat_ray.backbone.gated import mix as mixed
 from lsat_ray.config import GateConfig, LoraSettings
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Encoded, apart, collate
@@ -45,7 +46,7 @@ def test_one_layer_has_the_values_and_gradients_of_a_loop_over_samples(mix: str)
 
     gate.weights = gate(profile)
     low = functional.linear(x, a.flatten(0, 1))
-    batch = functional.linear(gate.mix(low, 1), torch.cat(list(b), dim=1))
+    batch = functional.linear(mixed(low, gate.of(1), mix == "factors"), torch.cat(list(b), dim=1))
     weight = gate(profile)
     loop = []
     for s in range(samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from lsat_ray.errors import LsatError
 from lsat_ray.generative.backbone import CodeBackbone
 from lsat_ray.generative.blocks import Blocks
 from lsat_ray.generative.encode import encode_targets
-from lsat_ray.generative.fit import Fitted, fit, validation_loss
+from lsat_ray.generative.fit import fit, validation_loss
 from lsat_ray.generative.model import EMBEDDING, HEAD, GenerativeModel, parted
 from lsat_ray.generative.rules import RULES, Setting
 from lsat_ray.generative.spec import GenerativeSpec, Task
 from lsat_ray.prompts.batch import collate
+from lsat_ray.training.checkpoint import Checkpointer
+from lsat_ray.training.fit import Fitted
 from lsat_ray.training.penalty import rank_kl, softmax_kl
 
 ENGINE = EngineConfig(kind="torch")
@@ -51,10 +54,10 @@ def test_it_learns_and_what_is_published_is_what_was_validated(model: Generative
     encoded = encode_targets(log, log.rows(2, "validation"), model.codes, 8)
     before = validation_loss(model, encoded, 0.8)
     fitted = run(model, log, spec)
-    assert fitted.loss < before - 0.02
+    assert fitted.figure < before - 0.02
     model.reset(5)
     model.wear(fitted.adapter)
-    assert validation_loss(model, encoded, 0.8) == pytest.approx(fitted.loss, abs=1e-6)
+    assert validation_loss(model, encoded, 0.8) == pytest.approx(fitted.figure, abs=1e-6)
     assert {EMBEDDING, HEAD} <= fitted.adapter.state.keys()
 
 
@@ -67,6 +70,36 @@ def test_the_same_spec_gives_the_same_bytes_and_pieces_do_not_matter(model: Gene
     cut = run(model, log, spec, settings=EngineConfig(kind="torch", micro_batches=3))
     for name, value in one.adapter.state.items():
         np.testing.assert_allclose(cut.adapter.state[name], value, atol=2e-3)
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(model: GenerativeModel, log: Blocks, tmp_path: Path) -> None:
+    """The loop is that of the other task, checkpoints included."""
+    base = setting(log, recipe=RECIPE.model_copy(update={"epochs": 3, "patience": 3}))
+    first, spec = run(model, log, base.spec(1)), base.spec(2, init=base.spec(1), regulariser=Regulariser("l2", 0.1))
+    spec = replace(spec, recipe=base.recipe)
+    whole = run(model, log, spec, first.adapter)
+    states, told = Checkpointer(tmp_path, every=1), []
+
+    def die(line: str) -> None:
+        told.append(line)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, log, spec, first.adapter, checkpoint=states, progress=die)
+    scramble(model, 4)
+    lines: list[str] = []
+    again = run(model, log, spec, first.adapter, checkpoint=states, progress=lines.append)
+    assert lines[0].startswith("resumed at step")
+    assert all(torch.equal(v, again.adapter.state[k]) for k, v in whole.adapter.state.items())
+    assert (again.history, again.penalty, again.figure) == (whole.history, whole.penalty, whole.figure)
+
+
+def test_a_budget_of_steps_ends_a_fit(model: GenerativeModel, log: Blocks) -> None:
+    recipe = RECIPE.model_copy(update={"max_steps": 2, "epochs": 9})
+    fitted = run(model, log, setting(log, later=recipe).spec(2))
+    assert (fitted.steps, fitted.stopped_by) == (2, "budget")
+    assert fitted.facts()["loss"] == fitted.figure == fitted.history[-1][2]
 
 
 def test_codes_that_are_not_trained_stay(code_backbone: Any, log: Blocks) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsat_ray.errors import LsatError
-from lsat_ray.generative.metrics import FIELDS, above_items, above_target, interval, ranking_metrics
+from lsat_ray.generative.metrics import FIELDS, above_items, above_target, interval, p_value, ranking_metrics
 
 
 def test_by_hand() -> None:
@@ -62,3 +62,17 @@ def test_the_interval_holds_a_users_rows_together(rng: np.random.Generator) -> N
     assert low < value.mean() < high
     assert (high - low) > 2 * (alone[1] - alone[0])
     assert interval([value - value], [users]) == (0, 0)
+
+
+def test_the_p_value_is_uniform_without_a_difference_and_small_with_one(rng: np.random.Generator) -> None:
+    users = [np.arange(150), np.arange(100, 200)]
+    null = [p_value([rng.normal(size=150), rng.normal(size=100)], users, 200, s) for s in range(300)]
+    assert np.mean(np.array(null) < 0.1) == pytest.approx(0.1, abs=0.06)
+    assert p_value([rng.normal(1, 1, 150), rng.normal(1, 1, 100)], users, 200) == 1 / 201
+    assert p_value([np.zeros(150), np.zeros(100)], users) == 1
+
+
+def test_a_users_rows_swap_together(rng: np.random.Generator) -> None:
+    value = np.repeat(rng.normal(0.4, 1, size=20), 30)
+    together, alone = p_value([value], [np.repeat(np.arange(20), 30)]), p_value([value], [np.arange(600)])
+    assert together > alone

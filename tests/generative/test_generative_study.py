@@ -13,7 +13,7 @@ from lsat_ray.config import BackboneConfig, EngineConfig, Experiment, Generative
 from lsat_ray.errors import LsatError
 from lsat_ray.generative import blocks as blocks_module
 from lsat_ray.generative import study, synthetic
-from lsat_ray.generative.rules import Plan
+from lsat_ray.generative.rules import GRIDS, Plan
 from lsat_ray.generative.study import COLUMNS, Bench, paired, summarise
 
 
@@ -64,6 +64,17 @@ def test_the_chosen_weight_is_the_likeliest_on_validation(config: Experiment, tm
     assert chosen == grid[int(np.argmax(values))]
 
 
+def test_lambda_is_chosen_on_the_first_penalised_link_and_kept(config: Experiment, tmp_path: Path) -> None:
+    run = bench(config, tmp_path / "run")
+    first = run.models("peso", 0, 1)
+    assert len(first) == 1 and len(run.adapters.digests()) == 1, "D_1 knows no lambda, and V_2 is not read for it"
+    chosen = run.rule("peso", 0, 3)
+    losses = {rule: run.models(rule, 0, 2)[0]["loss"] for rule in GRIDS["peso"]}
+    assert losses[chosen] == min(losses.values()) and chosen == run.rule("peso", 0, 2)
+    assert run.plan("peso", 0, 3) == run.plan(chosen, 0, 3)
+    assert run.beams("peso") == run.beams(chosen) and run.beams("sasrec/pretrain") == run.beams("popular") == (0,)
+
+
 def test_counting_items_can_only_lower_the_figures(config: Experiment, tmp_path: Path) -> None:
     log = study.load_blocks(config)
     folder = tmp_path / "shared"
@@ -96,6 +107,7 @@ def test_a_paired_difference_of_a_shift_is_that_shift() -> None:
     row = paired(both, "a").iloc[0]
     assert (row["strategy"], row["beams"], row["reference"]) == ("b", 10, "a")
     assert [row["difference"], row["low"], row["high"]] == pytest.approx([0.05, 0.05, 0.05])
+    assert row["p"] == row["p_adjusted"] == pytest.approx(0.5, abs=0.05), "two users: half of the swaps are as large"
     table = summarise(both)
     assert list(table.columns) == COLUMNS
     table = table.set_index(["strategy", "block"])
@@ -115,7 +127,7 @@ def test_a_row_without_beams_is_compared_with_the_most() -> None:
     ("section", "changes", "message"),
     [
         ("", {"strategies": ("nothing",)}, "'nothing' is unknown"),
-        ("recipe", {"max_steps": 5}, "recipe.max_steps"),
+        ("recipe", {"select": "auc"}, "recipe.select"),
         ("data", {"path": "/no/such/folder"}, "/no/such/folder"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from test_local import go, quick
 
 from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.baselines.features import side_table
 from lsat_ray.baselines.side_head import with_side
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
@@ -20,10 +21,12 @@ from lsat_ray.runs.finished import finished
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.replay import replay
 from lsat_ray.runs.study import study
+from lsat_ray.scoring.gate import fit_sample_gate
 from lsat_ray.scoring.hedge import hedge, log_loss
 from lsat_ray.scoring.model import Model
 
 NAMES = ("full-retraining", "lsat-en", "lsat-en+side", "frozen+side@period", "hedge", "mf/full-retraining")
+NAMES += ("lsat-gate", "lsat-alpha")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def config(tiny_experiment: Experiment) -> Experiment:
     """Return the tiny experiment with derived rows, seven periods of which five are tested."""
     data = tiny_experiment.data.model_copy(update={"keep_last": 420})
     periods = tiny_experiment.periods.model_copy(update={"number": 7, "validation": 0.2})
-    floor = tiny_experiment.study.model_copy(update={"noise": 0.02})
+    floor = tiny_experiment.study.model_copy(update={"noise": 0.02, "against": "lsat-en(2)"})
     return quick(tiny_experiment, strategies=NAMES, data=data, periods=periods, study=floor)
 
 
@@ -92,6 +95,53 @@ def test_a_side_head_reads_no_label_of_what_it_scores(config: Experiment, run: P
     np.testing.assert_allclose(scores(run, "frozen+side@period", t)["score"], expected, atol=1e-9)
 
 
+def test_a_gate_reads_no_label_that_comes_later(config: Experiment, run: Path) -> None:
+    """With the labels of the second half of D_t blanked, the gate gives the scores of the first half."""
+    t, ledger = 6, Ledger(run / "ledger.jsonl")
+    periods = check(config).periods
+    half = (periods.borders[t - 1] + periods.borders[t]) // 2
+    label = np.where(np.arange(len(periods.samples)) < half, periods.samples.label, 0)
+    blanked = replace(periods, samples=replace(periods.samples, label=label.astype(periods.samples.label.dtype)))
+    table, store = side_table(blanked), AdapterStore(run / "adapters")
+
+    def margins(s: int, part: str, tested: int) -> list[np.ndarray]:
+        found = []
+        for digest in ledger.get(0, "lsat-en(2)", s, "search")["adapters"]:  # type: ignore[index]
+            one = Model("pass", 0, "single", (digest,), (1.0,)).digest[:32]
+            file = run / "passes" / one / f"period{tested:02d}-{part}.parquet"
+            own = pd.read_parquet(file)["margin"].to_numpy() if file.exists() else store.validation(digest)[1]
+            found.append(own)
+        return found
+
+    parts = [(s, "validation", s) for s in range(2, t)] + [(s - 1, "all", s) for s in range(3, t)]
+    place = np.concatenate([periods.positions(tested, part) for _, part, tested in parts])  # type: ignore[arg-type]
+    known = [np.concatenate(m) for m in zip(*(margins(*p) for p in parts), strict=True)]
+    new, rows = margins(t - 1, "all", t), periods.positions(t, "all")
+
+    def features(margin: list[np.ndarray], at: np.ndarray) -> np.ndarray:
+        return np.column_stack([*margin, *np.abs(margin), table[at]])
+
+    gate = fit_sample_gate(known, features(known, place), label[place], place)
+    first = rows < half
+    expected = gate.mixed(new, features(new, rows))[first]
+    np.testing.assert_allclose(scores(run, "lsat-gate(2)", t)["score"][first], expected, atol=1e-9)
+    facts = ledger.get(0, "lsat-gate(2)", t, "score")["gate"]  # type: ignore[index]
+    assert facts["rows"] == len(place) and facts["spread"] > 0
+    assert ledger.get(0, "lsat-alpha(2)", t, "score")["gate"]["spread"] < 1e-12  # type: ignore[index]
+
+
+def test_every_row_is_compared_with_the_named_one(config: Experiment, run: Path) -> None:
+    table, paired = (pd.read_csv(run / name) for name in ("table2.csv", "study/paired.csv"))
+    assert set(paired["strategy"]) == set(table["strategy"]) - {"lsat-en(2)"}
+    assert set(paired["reference"]) == {"lsat-en(2)"}
+    auc_of = table.set_index("strategy")["mean_auc"]
+    gap = paired.set_index("strategy")["difference"] - (auc_of - auc_of["lsat-en(2)"])
+    assert gap.abs().max() < 5e-6, "both are written with six digits"
+    assert (paired["p_adjusted"] >= paired["p"]).all()
+    with pytest.raises(LsatError, match=r"study.against: no row is called 'nothing'"):
+        check(config.model_copy(update={"study": config.study.model_copy(update={"against": "nothing"})}))
+
+
 def test_replay_and_study_derive_the_same_and_resume(config: Experiment, run: Path, tmp_path: Path) -> None:
     replayed = go(config, tmp_path, replay)
     one, two = (pd.read_parquet(folder / "metrics.parquet") for folder in (replayed, run))
@@ -114,6 +164,8 @@ def test_replay_and_study_derive_the_same_and_resume(config: Experiment, run: Pa
         (("hedge", "hedge+side"), "a row with models"),
         (("mf/full-retraining", "mf/full-retraining+side"), r"mf\+side/full-retraining"),
         (("nothing+side",), "name it too"),
+        (("lsat-gate",), "name it too"),
+        (("lsat-en", "lsat-gate", "lsat-gate+side"), "a row with models"),
     ],
 )
 def test_a_derived_row_without_what_it_needs_is_refused(config: Experiment, names: tuple[str, ...], says: str) -> None:

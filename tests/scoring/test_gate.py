@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from lsat_ray.errors import LsatError
-from lsat_ray.scoring.gate import FEATURES, fit_gate, gated
+from lsat_ray.scoring.gate import FEATURES, PULLS, fit_gate, fit_sample_gate, gated
 from lsat_ray.scoring.model import Model, combine, ensemble, passes
 
 
@@ -64,3 +64,43 @@ def test_what_does_not_fit_is_refused() -> None:
         gated([np.zeros(1)], [0.0] * FEATURES)
     with pytest.raises(LsatError, match="no rows"):
         fit_gate([np.empty(0), np.empty(0)], np.empty(0))
+
+
+def varied(rng: np.random.Generator, rows: int = 4000) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Return two members, a feature that says which of them is right, beside one that says nothing, and labels."""
+    label = rng.integers(0, 2, rows)
+    x = rng.normal(size=(rows, 2))
+    right = np.where(label == 1, 2.0, -2.0) + rng.normal(scale=0.3, size=rows)
+    wrong = rng.normal(scale=2.0, size=rows)
+    first = np.where(x[:, 0] > 0, right, wrong)
+    return [first, np.where(x[:, 0] > 0, wrong, right)], x, label
+
+
+def test_a_sample_gate_trusts_whom_the_feature_points_at(rng: np.random.Generator) -> None:
+    margin, x, label = varied(rng)
+    known, new = slice(0, 3000), slice(3000, None)
+    gate = fit_sample_gate([m[known] for m in margin], x[known], label[known], np.arange(3000))
+    assert np.array_equal(
+        gate.weight, fit_sample_gate([m[known] for m in margin], x[known], label[known], np.arange(3000)).weight
+    )
+    assert gate.weight[0] > 5 * abs(gate.weight[1])
+    alpha = fit_sample_gate([m[known] for m in margin], x[known, :0], label[known], np.arange(3000))
+    by_sample, by_one = (
+        log_loss(label[new], g.mixed([m[new] for m in margin], v[new])) for g, v in ((gate, x), (alpha, x[:, :0]))
+    )
+    assert by_sample < by_one - 0.1
+    assert np.ptp(alpha.share(x[:, :0])) == 0
+
+
+def test_the_newest_rows_choose_the_penalty(rng: np.random.Generator) -> None:
+    """A feature that pointed the right way in old rows and the wrong way in the newest quarter is not believed."""
+    margin, x, label = varied(rng)
+    turned = x.copy()
+    turned[3000:, 0] *= -1
+    steady, changed = (fit_sample_gate(margin, v, label, np.arange(4000)) for v in (x, turned))
+    assert changed.pull > steady.pull and changed.pull == PULLS[-1]
+
+
+def test_a_sample_gate_needs_rows() -> None:
+    with pytest.raises(LsatError, match="no rows"):
+        fit_sample_gate([np.empty(0), np.empty(0)], np.empty((0, 1)), np.empty(0), np.empty(0))

@@ -17,7 +17,7 @@ from lsat_ray.evaluation.metrics import auc_or_log_loss
 from lsat_ray.prompts.batch import by_age
 from lsat_ray.scoring.score import score
 from lsat_ray.training import fit as training
-from lsat_ray.training import selection
+from lsat_ray.training import objective, selection
 from lsat_ray.training.fit import Fitted, TorchEngine, fit
 
 SETTINGS = EngineConfig(kind="torch")
@@ -40,8 +40,8 @@ def script(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     def margins(_model: Any, _engine: Any, rows: Any, _tokens: int) -> np.ndarray:
         return np.full(len(rows.row), left.pop(0) if len(left) > 1 else left[0])
 
-    monkeypatch.setattr(training, "sharded_margins", margins)
-    for module in (training, selection):
+    monkeypatch.setattr(objective, "sharded_margins", margins)
+    for module in (objective, selection):
         monkeypatch.setattr(module, "auc_or_log_loss", lambda _label, margin: float(margin[0]))
 
 
@@ -89,7 +89,7 @@ def test_kept_margins_are_those_of_the_kept_weights(bench: Workbench) -> None:
     fitted = run(bench)
     again = score(bench.model, fitted.adapter, bench.validation)
     assert np.array_equal(again, fitted.margin)
-    assert auc_or_log_loss(bench.validation.label, again) == fitted.auc
+    assert auc_or_log_loss(bench.validation.label, again) == fitted.figure
 
 
 def test_backbone_stays_frozen(bench: Workbench) -> None:
@@ -119,7 +119,7 @@ def test_keep_old_keeps_the_parent_unless_it_is_beaten(
     script(monkeypatch, aucs)
     recipe = Recipe(batch_size=1000, epochs=2, patience=5)
     child = run(bench, initial=parent.adapter, init=bench.spec(), keep_old=True, recipe=recipe)
-    assert (child.best_step, child.auc) == (kept, max(aucs))
+    assert (child.best_step, child.figure) == (kept, max(aucs))
     assert same(child.adapter, parent.adapter) == (kept == 0)
 
 
@@ -131,7 +131,7 @@ def test_the_start_that_keep_old_compares_with_does_not_eat_patience(
     script(monkeypatch, [0.5, 0.55, 0.6, 0.65, 0.9])
     recipe = Recipe(batch_size=1000, epochs=4, patience=1)
     child = run(bench, initial=parent.adapter, init=bench.spec(), keep_old=True, recipe=recipe)
-    assert (child.steps, child.best_step, child.auc, child.stopped_by) == (4, 0, 0.9, "budget")
+    assert (child.steps, child.best_step, child.figure, child.stopped_by) == (4, 0, 0.9, "budget")
     assert same(child.adapter, parent.adapter)
 
 
@@ -148,7 +148,7 @@ def test_the_kept_start_has_its_own_margins(bench: Workbench) -> None:
 def test_patience_counts_validations_without_a_better_auc(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [0.5, 0.6, 0.55, 0.6, 0.7])
     fitted = run(bench, recipe=Recipe(batch_size=1000, epochs=20, patience=2))
-    assert (fitted.best_step, fitted.steps, fitted.auc) == (2, 4, 0.6)
+    assert (fitted.best_step, fitted.steps, fitted.figure) == (2, 4, 0.6)
     assert fitted.stopped_by == "patience"
     assert {"best_step": 2, "steps": 4, "stopped_by": "patience"}.items() <= fitted.facts().items()
 

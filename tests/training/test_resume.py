@@ -64,7 +64,7 @@ def test_an_interrupted_fit_ends_with_the_same_bytes(dropping: Workbench, tmp_pa
     again = fit_with(dropping, engine, states)
     assert same(again.adapter, whole.adapter)
     assert again.margin.tobytes() == whole.margin.tobytes()
-    assert (again.history, again.auc, again.best_step) == (whole.history, whole.auc, whole.best_step)
+    assert (again.history, again.figure, again.best_step) == (whole.history, whole.figure, whole.best_step)
     assert (again.steps, again.targets) == (whole.steps, whole.targets)
     done = 10**6 - engine.left
     assert done < whole.steps

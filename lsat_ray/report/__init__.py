@@ -7,7 +7,6 @@ from pathlib import Path
 from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
 
-
 TABLE = "mean_auc.csv"
 """A run's table of mean AUC, as `tables.mean_auc` returns it; its intervals take seconds to compute."""
 

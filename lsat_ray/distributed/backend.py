@@ -55,7 +55,9 @@ class RayBackend:
         lookahead = self.config.replay.lookahead
         self._periods = ray.put(periods)  # held: an actor that is restarted reads it again
         actor: Any = StreamReplayer
-        self._replayer = actor.options(**pinned()).remote([self._periods], lookahead, str(self._run_dir))
+        self._replayer = actor.options(**pinned()).remote(
+            ray.cloudpickle.dumps(self._periods), lookahead, str(self._run_dir)
+        )
         ray.get(self._replayer.rewind.remote(), timeout=START_S)
         self._sessions.open(context, self._replayer)
         if serve:

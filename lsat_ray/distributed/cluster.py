@@ -15,7 +15,7 @@ STARTS = 3
 """Times that a cluster on this machine is started."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint reported within one poll of a crash is lost
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # seconds until a worker that died is missed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",  # a worker that hangs is killed then; its task is done again
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(

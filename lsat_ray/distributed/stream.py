@@ -29,8 +29,16 @@ class StreamReplayer:
     the one before it stood.
     """
 
-    def __init__(self, periods: list[ray.ObjectRef], lookahead: int, folder: str) -> None:
-        self._periods: Periods = ray.get(periods[0])
+    def __init__(self, periods: bytes, lookahead: int, folder: str) -> None:
+        """Begin where the actor before stood.
+
+        Args:
+            periods: pickled reference to the periods. The driver holds them, so that a restart finds them; of a plain
+                reference Ray warns at every start that a restart might not.
+            lookahead: periods ahead of the watermark whose samples are put in the store.
+            folder: of the run, for the watermark.
+        """
+        self._periods: Periods = ray.get(ray.cloudpickle.loads(periods))
         self._lookahead = lookahead
         self._file = Path(folder) / "watermark.json"
         watermark = json.loads(self._file.read_text()) if self._file.exists() else 0

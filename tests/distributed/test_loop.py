@@ -75,6 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     log = finish(start(folder, 18521), folder)
     assert "FRESH" in log
+    assert "core_worker" not in log, "Ray's own lines belong in its logs"
     return folder / "tiny"
 
 

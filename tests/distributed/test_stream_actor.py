@@ -17,7 +17,7 @@ def actor(ray_cluster: Any, tiny_periods: Periods, tmp_path: Any) -> Any:
     from lsat_ray.distributed.stream import StreamReplayer
 
     held = ray.put(tiny_periods)
-    actor = StreamReplayer.remote([held], 1, str(tmp_path))  # type: ignore[attr-defined]
+    actor = StreamReplayer.remote(ray.cloudpickle.dumps(held), 1, str(tmp_path))  # type: ignore[attr-defined]
     yield actor
     ray.kill(actor)
 

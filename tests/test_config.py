@@ -7,6 +7,7 @@ import yaml
 
 from lsat_ray import config, data
 from lsat_ray.errors import LsatError
+from lsat_ray.strategies import STRATEGIES
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "jobs" / "configs").glob("*.yaml"))
 
@@ -16,6 +17,11 @@ def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
     assert config.load(path).name == path.stem
     head = path.read_text().split("name:")[0]
     assert "python jobs/" in head or "lsat-ray " in head
+
+
+def test_one_shipped_config_names_every_strategy() -> None:
+    (path,) = (p for p in CONFIGS if p.stem == "all_strategies")
+    assert config.load(path).strategies == tuple(STRATEGIES)
 
 
 def test_resolved_yaml_reads_back_the_same(tmp_path: Path) -> None:

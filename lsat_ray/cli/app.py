@@ -52,7 +52,7 @@ def replay(
         experiment = configs.load(config, set_ or [], name)
         load_plugins(import_ or [])
         folder = front.replay(experiment, runs_dir, say)
-        print_table(folder)
+        print_table(folder, experiment.study.noise)
         say(f"results in {folder}, report in {folder / 'report.html'}")
 
 
@@ -77,7 +77,7 @@ def study(
         if experiment.data.format == "blocks":
             say(f"table in {folder / 'table.csv'}, differences in {folder / 'paired.csv'}")
         else:
-            print_table(folder)
+            print_table(folder, experiment.study.noise)
             say(f"table in {folder / 'table2.csv'}, trainings in {folder / 'trainings.csv'}")
         say(f"report in {folder / 'report.html'}")
 

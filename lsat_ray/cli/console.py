@@ -92,12 +92,12 @@ def one_clear_error(resumes: bool = True) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def print_table(folder: Path) -> None:
-    """Print a finished run's table of mean AUC."""
+def print_table(folder: Path, noise: float | None) -> None:
+    """Print a finished run's table of mean AUC, with its noise floor."""
     import pandas as pd
 
     from lsat_ray.report import TABLE, tables
 
     if (folder / TABLE).is_file():
         table = pd.read_csv(folder / TABLE).fillna({"verdict": ""})
-        tables.show(table, console, f"mean AUC over the tested periods of {folder.name}")
+        tables.show(table, console, f"mean AUC over the tested periods of {folder.name}", noise=noise)

@@ -102,7 +102,7 @@ def gradients(
             micro = collate(train, part if len(part) else batch[:1], noise=noise).to(model.device)
             loss = present * objective.loss(engine, micro, train) / total
             if not torch.isfinite(loss):
-                rows = np.unique(train.row[micro.index]).tolist()
+                rows = list(dict.fromkeys(train.row[micro.index].tolist()))
                 raise LsatError(
                     f"training: the loss is {loss.item()} on sample rows {rows}; lower recipe.lr or use bfloat16"
                 )

@@ -109,9 +109,13 @@ def main() -> None:
             order = KINDS if number % 2 == 0 else KINDS[::-1]
             pairs.append({kind: run(kind, Path(scratch), f"{kind}{number}", given.sets) for kind in order})
             a, b = pairs[-1]["with"], pairs[-1]["without"]
-            print(
-                f"with {a['wall_s']:.1f} s ({a['cpu_s']:.1f} CPU), without {b['wall_s']:.1f} s ({b['cpu_s']:.1f} CPU)"
-            )
+            told = [f"{k} {x['wall_s']:.1f} s ({x['cpu_s']:.1f} CPU)" for k, x in (("with", a), ("without", b))]
+            print(", ".join(told), flush=True)
+            write(pairs, given.json)
+
+
+def write(pairs: list[dict[str, dict[str, float]]], file: Path | None) -> None:
+    """Print what the pairs so far say, and write it: a run that is stopped leaves what it has measured."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     tree = {
         "command": shlex.join(["python", "benchmarks/safety_cost.py", *sys.argv[1:]]),
@@ -122,9 +126,9 @@ def main() -> None:
         "inside": float(np.median([p["with"]["inside_s"] / p["with"]["wall_s"] for p in pairs])),
         "pairs": pairs,
     }
-    print({k: v for k, v in tree.items() if k != "pairs"})
-    if given.json:
-        given.json.write_text(json.dumps(tree, indent=1) + "\n")
+    print({k: v for k, v in tree.items() if k != "pairs"}, flush=True)
+    if file:
+        file.write_text(json.dumps(tree, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def tiny_experiment() -> Experiment:
             nano=NanoConfig(hidden=32, layers=2, heads=4, vocabulary=420, epochs=0.3), device="cpu"
         ),
         replay={"long_periods": 2},  # type: ignore[arg-type]
+        study={"figures": False},  # type: ignore[arg-type]
     )
 
 

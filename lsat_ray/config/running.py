@@ -121,5 +121,7 @@ class StudyConfig(Node):
     against: str | None = None
     """Row that `study/paired.csv` compares all others with, by its name in the tables (null: full retraining alone is
     compared with, in Table 2)."""
+    figures: bool = True
+    """Draw the figures of the report; most of what a report costs."""
     lags: tuple[int, ...] = ()
     """Serving lags k >= 2: the model of period t - k is tested on D_t as well (1 is the table itself)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from lsat_ray.errors import LsatError
@@ -11,7 +12,7 @@ TABLE = "mean_auc.csv"
 """A run's table of mean AUC, as `tables.mean_auc` returns it; its intervals take seconds to compute."""
 
 
-def write(run_dir: Path, noise: float | None = None) -> Path:
+def write(run_dir: Path, noise: float | None = None, draw: bool = True) -> Path:
     """Build a run's report: `mean_auc.csv`, `figures/*.svg|png|csv` and `report.html`.
 
     A part whose file is missing is left out, and a line of the report says so.
@@ -19,6 +20,7 @@ def write(run_dir: Path, noise: float | None = None) -> Path:
     Args:
         run_dir: the run folder.
         noise: noise floor, printed under the tables (`tables.noise_line`); None where it was not measured.
+        draw: draw the figures; without them the report has its tables.
 
     Returns:
         the path of `report.html`.
@@ -37,7 +39,9 @@ def write(run_dir: Path, noise: float | None = None) -> Path:
     if run.metrics is not None and not run.metrics.empty:
         table = tables.mean_auc(run.metrics, run.scores, noise=noise)
         write_atomic(run_dir / TABLE, table.to_csv(index=False))
-    drawn, missing = figures.draw(run, table, noise)
+    drawn, missing = figures.draw(run, table, noise) if draw else ([], [])
     extra = study.sections(run, noise)
+    if not draw:
+        extra = [dataclasses.replace(s, drawn=None) for s in extra]
     figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")
     return write_atomic(run_dir / "report.html", html.page(run, table, drawn, missing, extra, noise))

@@ -31,6 +31,7 @@ recipe: {lr: 0.005, epochs: 1, batch_size: 32, max_steps: 2}
 engine: {workers: 1, checkpoint_every: 1}
 search: {grid: [0, 0.5, 1]}
 strategies: [fine-tuning, lsat-en, mf/fine-tuning]
+study: {figures: false}
 """
 WHOLE = "undisturbed"
 COMPARED = ("metrics.parquet", "ledger.jsonl", "current.json", "scores/**/*", "adapters/**/*", "search/coefficients/*")

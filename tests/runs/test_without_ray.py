@@ -17,6 +17,7 @@ replay: {long_periods: 2}
 backbone: {nano: {hidden: 32, vocabulary: 420, epochs: 1}}
 recipe: {lr: 0.005, epochs: 1, batch_size: 32}
 engine: {backend: local}
+study: {figures: false}
 """
 
 

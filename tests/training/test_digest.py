@@ -58,6 +58,7 @@ CHANGES: dict[str, Any] = {
     "serve.token_env": "TOKEN",
     "study.paper": "ml-1m",
     "study.lags": [2],
+    "study.against": "full-retraining",
     "replay.long_periods": 3,
 }
 """Values for the fields whose type does not suggest one."""

@@ -98,6 +98,5 @@ def print_table(folder: Path, noise: float | None) -> None:
 
     from lsat_ray.report import TABLE, tables
 
-    if (folder / TABLE).is_file():
-        table = pd.read_csv(folder / TABLE).fillna({"verdict": ""})
-        tables.show(table, console, f"mean AUC over the tested periods of {folder.name}", noise=noise)
+    table = pd.read_csv(folder / TABLE).fillna({"verdict": ""})
+    tables.show(table, console, f"mean AUC over the tested periods of {folder.name}", noise=noise)

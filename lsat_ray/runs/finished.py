@@ -7,6 +7,7 @@ from typing import Literal
 
 from lsat_ray.backbone import nano
 from lsat_ray.backbone.load import fingerprint, locate
+from lsat_ray.report import TABLE
 from lsat_ray.runs import derived, steps
 from lsat_ray.runs.check import Checked
 from lsat_ray.runs.folder import RunFolder
@@ -15,8 +16,8 @@ from lsat_ray.scoring.model import Model
 from lsat_ray.strategies import Derived, make
 
 LEAVES = {
-    "replay": ("metrics.parquet", "timings.parquet", "report.html"),
-    "study": ("metrics.parquet", "timings.parquet", "report.html", "trainings.csv", "table2.csv"),
+    "replay": ("metrics.parquet", "timings.parquet", TABLE, "report.html"),
+    "study": ("metrics.parquet", "timings.parquet", TABLE, "report.html", "trainings.csv", "table2.csv"),
 }
 """Files that a run leaves at its end."""
 

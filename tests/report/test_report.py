@@ -11,7 +11,7 @@ import pytest
 
 from lsat_ray import report
 from lsat_ray.errors import LsatError
-from lsat_ray.report import figures, study, style
+from lsat_ray.report import figures, study, style, tables
 from lsat_ray.report.reader import RunReader
 
 FIGURES = (
@@ -68,6 +68,21 @@ def built(whole_run, tmp_path_factory):
     shutil.copytree(whole_run, run)
     assert report.write(run) == run / "report.html"
     return run
+
+
+def test_the_kept_table_is_the_one_that_the_terminal_would_compute(built):
+    run = RunReader(built)
+    kept = pd.read_csv(built / report.TABLE).fillna({"verdict": ""})
+    pd.testing.assert_frame_equal(kept, tables.mean_auc(run.metrics, run.scores), check_dtype=False)
+
+
+def test_a_report_without_figures_has_its_tables(built, strategies, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(built, run, ignore=shutil.ignore_patterns("figures", "report.html"))
+    text = report.write(run, draw=False).read_text()
+    assert not (run / "figures").exists()
+    assert "<svg" not in text
+    assert all(strategy in text for strategy in strategies)
 
 
 def test_every_strategy_and_every_part_is_there(built, strategies):

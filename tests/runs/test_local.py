@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from lsat_ray.config import Experiment, LoraSettings, Recipe
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
 from lsat_ray.runs import steps
+from lsat_ray.runs.backend import Counts
 from lsat_ray.runs.check import check
 from lsat_ray.runs.finished import finished
 from lsat_ray.runs.ledger import Ledger
 from lsat_ray.runs.local import LocalBackend
 from lsat_ray.runs.replay import replay
 from lsat_ray.runs.study import study
+from lsat_ray.runs.tasks import Fit, Task
+from lsat_ray.scoring.model import Model
 from lsat_ray.strategies import STRATEGIES
 from lsat_ray.strategies.base import Plan, alone, full_retraining
 from lsat_ray.strategies.full_retraining import FullRetraining
@@ -66,6 +69,32 @@ def test_every_strategy_is_measured_on_every_tested_period(whole: Path, tiny_exp
     assert metrics["auc"].between(0, 1).all()
     assert all(sorted(part["period"]) == [3, 4] for _, part in metrics.groupby("strategy"))
     assert metrics["strategy"].nunique() == len(STRATEGIES) + 8, "each strategy, four naive rows and four oracles"
+
+
+def test_what_a_period_trains_is_announced_before_its_samples_are_scored(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    """So that sessions train while the endpoint answers; and nothing else is announced than is asked for."""
+    heard: list[tuple[str, set[str]]] = []
+
+    class Listening(LocalBackend):
+        def announce(self, tasks: Sequence[Task], present: set[str]) -> None:
+            heard.append(("announce", {t.key for t in tasks}))
+
+        def score_served(self, period: int, strategies: Sequence[str]) -> dict[str, tuple[Model, np.ndarray]]:
+            heard.append(("score", set()))
+            return super().score_served(period, strategies)
+
+        def do(self, tasks: Sequence[Task], present: set[str], counts: Counts | None = None) -> dict[str, Any]:
+            if fits := {t.key for t in tasks if isinstance(t, Fit)}:
+                heard.append(("do", fits))
+            return super().do(tasks, present, counts)
+
+    config = quick(tiny_experiment, strategies=("full-retraining", "short-term"))
+    go(config, tmp_path, backend=Listening(config))
+    kinds = [kind for kind, _ in heard]
+    assert kinds == ["announce", "do", "announce", "score", "do", "score"]  # models of 2, models of 3, the end
+    assert [keys for kind, keys in heard if kind == "announce"] == [keys for kind, keys in heard if kind == "do"]
 
 
 def test_the_ends_of_every_exact_merge_are_the_single_rows(whole: Path) -> None:

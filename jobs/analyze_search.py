@@ -9,8 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lsat_ray.cli.app import command, search
+from lsat_ray.cli.console import run
 
 app = command(search)
 
 if __name__ == "__main__":
-    app()
+    run(app)

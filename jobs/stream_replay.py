@@ -12,8 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lsat_ray.cli.app import command, replay
+from lsat_ray.cli.console import run
 
 app = command(replay)
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lsat_ray.cli.app import command, sweep
+from lsat_ray.cli.console import run
 
 app = command(sweep)
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -1,6 +1,6 @@
 """`python -m lsat_ray`: the same as the command `lsat-ray`."""
 
-from lsat_ray.cli.app import app
+from lsat_ray.cli.app import main_program
 
 if __name__ == "__main__":
-    app(prog_name="lsat-ray")
+    main_program()

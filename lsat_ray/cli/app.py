@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 import lsat_ray
 from lsat_ray import config as configs
 from lsat_ray.cli import front, trial
-from lsat_ray.cli.console import console, one_clear_error, print_table, say
+from lsat_ray.cli.console import console, one_clear_error, print_table, run, say
 from lsat_ray.cli.plugins import load_plugins
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML of the experiment (default: the embedded one).")]
@@ -188,6 +189,11 @@ def fetch(
         from lsat_ray.data.fetch import fetch as download
 
         say(f"unpacked in {download(log, to)}")
+
+
+def main_program() -> None:
+    """Run `lsat-ray`."""
+    run(partial(app, prog_name="lsat-ray"))
 
 
 def command(function: Callable[..., None]) -> typer.Typer:

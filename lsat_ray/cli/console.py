@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,6 +50,23 @@ def say(text: str) -> None:
     seconds = f"{time.time() - _began:7.1f} s"
     console.print(f"[dim]{seconds}[/dim]  ", end="")
     console.print(text, markup=False)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command and end the process with its status.
+
+    What is registered for the end runs as ever; Python does not then take the modules apart one by one, which takes
+    one to three seconds once torch and Ray are loaded.
+    """
+    try:
+        command()
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
 
 
 def command_line() -> str:

@@ -317,7 +317,10 @@ def session_loop(loop: dict[str, Any]) -> None:
 
     if not shared(lambda: queue.begin.remote(session)):
         return
-    from lsat_ray.runs.worker import Worker  # what takes seconds, while the driver still builds the backbone
+    import peft  # noqa: F401 - what takes seconds, while the driver still builds the backbone
+    import transformers.modeling_utils  # noqa: F401
+
+    from lsat_ray.runs.worker import Worker
 
     context = None
     while context is None:

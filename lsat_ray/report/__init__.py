@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from lsat_ray.errors import LsatError
@@ -12,8 +13,15 @@ TABLE = "mean_auc.csv"
 """A run's table of mean AUC, as `tables.mean_auc` returns it; its intervals take seconds to compute."""
 
 
-def write(run_dir: Path, noise: float | None = None, draw: bool = True) -> Path:
-    """Build a run's report: `mean_auc.csv`, `figures/*.svg|png|csv` and `report.html`.
+def load() -> None:
+    """Import what a report needs: matplotlib and scipy's statistics take two seconds."""
+    from lsat_ray.report import figures, html, study, tables  # noqa: F401
+
+
+def write(
+    run_dir: Path, noise: float | None = None, draw: bool = True, before_page: Callable[[], object] | None = None
+) -> Path:
+    """Build a run's report: `mean_auc.csv`, `figures/*.svg|png|csv` and, last, `report.html`.
 
     A part whose file is missing is left out, and a line of the report says so.
 
@@ -21,6 +29,7 @@ def write(run_dir: Path, noise: float | None = None, draw: bool = True) -> Path:
         run_dir: the run folder.
         noise: noise floor, printed under the tables (`tables.noise_line`); None where it was not measured.
         draw: draw the figures; without them the report has its tables.
+        before_page: is called when only `report.html` is missing: a run that has one counts as finished.
 
     Returns:
         the path of `report.html`.
@@ -44,4 +53,7 @@ def write(run_dir: Path, noise: float | None = None, draw: bool = True) -> Path:
     if not draw:
         extra = [dataclasses.replace(s, drawn=None) for s in extra]
     figures.write([*drawn, *(s.drawn for s in extra if s.drawn is not None)], run_dir / "figures")
-    return write_atomic(run_dir / "report.html", html.page(run, table, drawn, missing, extra, noise))
+    page = html.page(run, table, drawn, missing, extra, noise)
+    if before_page:
+        before_page()
+    return write_atomic(run_dir / "report.html", page)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lsat_ray import report
 from lsat_ray.config import Experiment
 from lsat_ray.runs import derived, results, steps
 from lsat_ray.runs.backend import Backend, Say
@@ -22,12 +24,12 @@ def replay(config: Experiment, runs_dir: Path, backend: Backend, say: Say, check
     Raises:
         LsatError: on bad input, before anything is written.
     """
-    with opened(config, runs_dir, backend, say, serve=True, checked=checked) as run:
+    with opened(config, runs_dir, backend, say, serve=True, checked=checked) as run, ThreadPoolExecutor(1) as beside:
+        beside.submit(report.load)
         for seed in config.seeds:
             _replay(run, seed)
         steps.keep_served(run, config.seeds[-1], run.periods.count - 1)
         run.backend.release()
-        run.backend.finish()  # first: a run whose report is there counts as finished
         results.write(run)
     return run.folder.path
 

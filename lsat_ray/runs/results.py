@@ -26,7 +26,7 @@ def write(run: Run, more: Callable[[Run, pd.DataFrame], None] | None = None) -> 
         write_atomic(path / "timings.parquet", run.timings.frame())
         if more:
             more(run, metrics(run))
-        report.write(path, run.config.study.noise, run.config.study.figures)
+        report.write(path, run.config.study.noise, run.config.study.figures, before_page=run.backend.finish)
     write_atomic(path / "timings.parquet", run.timings.frame())
 
 

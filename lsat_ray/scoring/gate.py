@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from lsat_ray.errors import LsatError
 
@@ -27,6 +27,13 @@ def features(margin: Sequence[np.ndarray]) -> np.ndarray:
     """Return h, float64 [N, 5]: one, both margins and both absolute margins."""
     first, second = (np.asarray(m, dtype=np.float64) for m in margin)
     return np.stack([np.ones_like(first), first, second, np.abs(first), np.abs(second)], axis=1)
+
+
+def expit(x: Any) -> np.ndarray:
+    """Return the logistic function of x; every process of a run imports this file, and few of them need scipy."""
+    from scipy import special
+
+    return np.asarray(special.expit(x))
 
 
 def gated(margin: Sequence[np.ndarray], weight: Sequence[float]) -> np.ndarray:

@@ -228,7 +228,8 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
         from lsat_ray.distributed.backend import RayBackend
 
         backend = RayBackend(config)
-    report.write = lambda *_, **__: None  # figures decide nothing and take longer than all the rest
+    # Figures decide nothing and take longer than all the rest.
+    report.write = lambda *_, before_page, **__: before_page()
     passed: list[str] = []
 
     def visit(name: str) -> None:

@@ -133,6 +133,16 @@ def test_ctrl_c_says_at_once_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_command_ends_with_its_status_and_what_was_registered_for_the_end_runs(status: int) -> None:
+    code = (
+        "import atexit\nfrom lsat_ray.cli.console import run\natexit.register(lambda: print('registered'))\n"
+        f"def command() -> None:\n    print('said', end=' ')\n    raise SystemExit({status})\nrun(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "said registered\n", "")
+
+
 def test_long_lines_are_not_wrapped_when_piped() -> None:
     path = "/" + "/".join(["folder"] * 40)
     assert path in run(f"from lsat_ray.cli.console import say; say('results in {path}')")

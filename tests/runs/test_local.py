@@ -97,6 +97,22 @@ def test_what_a_period_trains_is_announced_before_its_samples_are_scored(
     assert [keys for kind, keys in heard if kind == "announce"] == [keys for kind, keys in heard if kind == "do"]
 
 
+def test_a_run_has_its_page_only_when_the_backend_has_ended_its_work(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    config = quick(tiny_experiment, strategies=("full-retraining",))
+    seen: list[tuple[bool, bool]] = []
+
+    class Asked(LocalBackend):
+        def finish(self) -> None:
+            run = tmp_path / config.name
+            seen.append(((run / "mean_auc.csv").is_file(), (run / "report.html").is_file()))
+
+    run = go(config, tmp_path, backend=Asked(config))
+    assert seen == [(True, False)], "the tables are written while the backend ends, the page after that"
+    assert (run / "report.html").is_file()
+
+
 def test_the_ends_of_every_exact_merge_are_the_single_rows(whole: Path) -> None:
     """Where an end of the grid was chosen, the merge's scores are the single row's."""
     records = [json.loads(line) for line in (whole / "ledger.jsonl").read_text().splitlines()]

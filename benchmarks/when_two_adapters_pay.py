@@ -3,13 +3,15 @@
     python benchmarks/when_two_adapters_pay.py --config jobs/configs/map_synthetic.yaml --out benchmarks/results
 
 runs a study per drift x half-life (in samples) x rows per period x backbone, five seeds each, and writes
-`when_two_adapters_pay/map.csv` and its figure after every cell. The same command resumes; `--draw` only draws.
+`when_two_adapters_pay/map.csv`, its figure, versions and the newest cell's resolved config after every cell. The same
+command resumes; `--draw` only draws.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from lsat_ray.files import write_atomic
 from lsat_ray.report.reader import RunReader
 from lsat_ray.report.style import GREY, Drawn, drawing, label_ends, look, save
 from lsat_ray.report.tables import has_model
+from lsat_ray.runs.folder import versions
 
 MAP = ["strategy", "drift", "half_life", "rows", "delta", "low", "high", "seeds", "backbones"]
 """Columns of `map.csv`."""
@@ -127,6 +130,8 @@ def main() -> None:
         blocks.append(differences(found).assign(**knobs))
         table = pd.concat(blocks, ignore_index=True)[MAP]
         write_atomic(folder / "map.csv", table.to_csv(index=False, float_format="%.6g"))
+        write_atomic(folder / "config.resolved.yaml", next(iter(studies.values())).to_yaml())  # the newest cell's
+        write_atomic(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
     save(draw(pd.read_csv(folder / "map.csv")), folder)
 
 

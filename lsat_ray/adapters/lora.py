@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsat_ray.backbone import gated, lean
 from lsat_ray.backbone.dropout import Dropout
 from lsat_ray.backbone.forward import answer_states
 from lsat_ray.backbone.load import Backbone
@@ -75,6 +76,7 @@ class AdaptedBackbone(nn.Module):
             ) from error
         self._set_dropout()
         self._wide: dict[int, str] = {lora.rank: "slot"}
+        self._several: dict[tuple[int, int], torch.Tensor] = {}  # scales [C, C] of slots with C adapters of a rank
         self.fixed: frozenset[str] = frozenset()  # weights of the training slot that are not trained (InfLoRA's A)
         self.slot, self.members = "slot", 1  # the training slot, and the meta-LoRAs in it (`personal`)
         self.gate: Any
@@ -149,19 +151,52 @@ class AdaptedBackbone(nn.Module):
         """
         slot = self._wide.get(adapter.rank)
         if slot is None:
-            slot = self._wide[adapter.rank] = f"rank{adapter.rank}"
-            wide = type(self.config)(**{**self.config.to_dict(), "r": adapter.rank, "lora_alpha": adapter.rank})
-            self.peft.add_adapter(slot, wide)
+            slot = self._wide[adapter.rank] = self._add(f"rank{adapter.rank}", adapter.rank)
         own = self.slot_parameters(slot)
-        if own.keys() != adapter.state.keys():
-            odd = sorted(own.keys() ^ adapter.state.keys())[0]
-            raise LsatError(
-                f"adapter: its modules are not the backbone's ({odd} is on one side only); check lora.targets"
-            )
+        _check_modules(own, adapter)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(adapter.state[name])
         self.use_slot(slot, adapter.scale)
+
+    @property
+    def wears_several(self) -> bool:
+        """Whether one pass can give each of several adapters a copy of the batch."""
+        return lean.supports(self.decoder)
+
+    def wear_several(self, adapters: Sequence[Adapter | None]) -> None:
+        """Put C adapters side by side into one slot, for `forward` with C copies; None is the frozen backbone.
+
+        Raises:
+            LsatError: when the modules of one are not this backbone's.
+        """
+        count, rank = len(adapters), max(a.rank for a in adapters if a)
+        slot = f"{count}x{rank}"
+        if (count, rank) not in self._several:
+            self._add(slot, count * rank)
+            scales = self._several[count, rank] = torch.zeros(count, count, device=self.device)
+            for layer in self.layers().values():
+                if slot in layer.lora_A:
+                    gated.gate(layer.lora_A[slot], gated.Mixing(lambda: scales, factors=False))
+        own = self.slot_parameters(slot)
+        with torch.no_grad():
+            self._several[count, rank].copy_(torch.diag(torch.tensor([a.scale if a else 0.0 for a in adapters])))
+            for parameter in own.values():
+                parameter.zero_()
+            for number, adapter in enumerate(adapters):
+                if adapter is None:
+                    continue
+                _check_modules(own, adapter)
+                place = slice(number * rank, number * rank + adapter.rank)
+                for name, parameter in own.items():
+                    part = parameter[place] if ".lora_A." in name else parameter[:, place]
+                    part.copy_(adapter.state[name])
+        self.use_slot(slot, 1.0)
+
+    def _add(self, slot: str, rank: int) -> str:
+        """Add a slot without dropout to every adapted module."""
+        self.peft.add_adapter(slot, type(self.config)(**{**self.config.to_dict(), "r": rank, "lora_alpha": rank}))
+        return slot
 
     def use_slot(self, slot: str, scale: float) -> None:
         """Make a slot the only active one, its update scaled by `scale`."""
@@ -195,10 +230,14 @@ class AdaptedBackbone(nn.Module):
         with self.peft.disable_adapter():
             yield
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2].
+    def forward(self, batch: Batch, copies: int = 1) -> torch.Tensor:
+        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2], or [C, N, 2] with C > 1 copies.
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
+
+        Args:
+            batch: N targets.
+            copies: C, the adapters that `wear_several` put on.
 
         Raises:
             LsatError: when a gate is to mix for samples that share tokens, or whose vectors are missing.
@@ -210,5 +249,12 @@ class AdaptedBackbone(nn.Module):
                 )
             self.gate.weights = self.gate(batch.profile)
         packing = self.packing and self.gate is None
-        read = answer_states(self.decoder, batch, self.checkpointing, packing).float()
-        return read @ self.head.T + self.head_bias  # type: ignore[operator]
+        read = answer_states(self.decoder, batch, self.checkpointing, packing, copies).float()
+        logits = read @ self.head.T + self.head_bias  # type: ignore[operator]
+        return logits if copies == 1 else logits.view(copies, -1, 2)
+
+
+def _check_modules(own: dict[str, nn.Parameter], adapter: Adapter) -> None:
+    if own.keys() != adapter.state.keys():
+        odd = sorted(own.keys() ^ adapter.state.keys())[0]
+        raise LsatError(f"adapter: its modules are not the backbone's ({odd} is on one side only); check lora.targets")

@@ -14,13 +14,13 @@ import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.backbone.gated import Mixing, mix
+from lsat_ray.backbone import gated
+from lsat_ray.backbone.gated import Mixing
 from lsat_ray.config import GateConfig
 from lsat_ray.errors import LsatError
 
@@ -89,9 +89,8 @@ def personal(model: AdaptedBackbone, config: GateConfig | None, width: int) -> I
     model.peft.add_adapter(SLOT, type(model.config)(**{**model.config.to_dict(), "r": rank, "lora_alpha": rank}))
     layers = [layer.lora_A[SLOT] for _, layer in sorted(model.layers().items()) if SLOT in layer.lora_A]
     gate = Gate(len(layers), width, config).to(model.device)
-    for number, layer in enumerate(layers):  # the lean walk reads the attribute, any other forward meets the hook
-        layer.mixing = Mixing(functools.partial(gate.of, number), config.mix == "factors")
-        layer.register_forward_hook(_mixed)
+    for number, layer in enumerate(layers):
+        gated.gate(layer, Mixing(functools.partial(gate.of, number), config.mix == "factors"))
     model.slot, model.members, model.gate = SLOT, config.members, gate
     model.use_slot(SLOT, model.lora.alpha / model.lora.rank)
     try:
@@ -100,7 +99,3 @@ def personal(model: AdaptedBackbone, config: GateConfig | None, width: int) -> I
         model.slot, model.members, model.gate = "slot", 1, None
         model.peft.set_adapter("slot")
         model.peft.delete_adapter(SLOT)
-
-
-def _mixed(layer: Any, inputs: tuple[torch.Tensor, ...], low: torch.Tensor) -> torch.Tensor:
-    return mix(low, layer.mixing.weights(), layer.mixing.factors)

@@ -11,19 +11,22 @@ from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.prompts.batch import Batch
 
 
-def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False, packing: bool = False) -> torch.Tensor:
-    """Return the last hidden state at each target's answer, [N, H]: by hand where that is known to be the same.
+def answer_states(
+    decoder: Any, batch: Batch, checkpointing: bool = False, packing: bool = False, copies: int = 1
+) -> torch.Tensor:
+    """Return the last hidden state at each target's answer, [C N, H]: by hand where that is known to be the same.
 
     Args:
         decoder: of a causal LM.
         batch: N answers.
         checkpointing: recompute each layer in the backward pass.
         packing: compute no padding where the layout allows it.
+        copies: C, how often the batch goes through; more than 1 asks for `lean.supports`.
     """
     if lean.supports(decoder):
-        if packing and packed.fits(batch):
+        if packing and copies == 1 and packed.fits(batch):
             return packed.answer_states(decoder, batch, checkpointing)
-        return lean.answer_states(decoder, batch, checkpointing)
+        return lean.answer_states(decoder, batch, checkpointing, copies)
     hidden = hidden_states(decoder, batch, share_prefix=not checkpointing)
     return hidden[batch.answer[:, 0], batch.answer[:, 1]]
 

@@ -1,20 +1,33 @@
-"""Gated meta-LoRAs within one linear layer: each sample weighs its members between A and B (RecLoRA; methods.md 6)."""
+"""Gated LoRAs within one linear layer: each sample weighs its members between A and B.
+
+RecLoRA's meta-LoRAs (methods.md 6), and several adapters in one pass, where each copy of the batch has one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 
 class Mixing(NamedTuple):
-    """What the A of a slot with meta-LoRAs carries as its attribute `mixing`."""
+    """What the A of a slot with several members carries as its attribute `mixing`."""
 
     weights: Callable[[], torch.Tensor]
     """Returns the weights of the batch that is in the model, [B, N]."""
     factors: bool
     """(sum g B)(sum g A) x rather than sum g B A x."""
+
+
+def gate(layer: Any, mixing: Mixing) -> None:
+    """Let an A mix its members: the lean walk reads the attribute, any other forward meets the hook."""
+    layer.mixing = mixing
+    layer.register_forward_hook(_mixed)
+
+
+def _mixed(layer: Any, inputs: tuple[torch.Tensor, ...], low: torch.Tensor) -> torch.Tensor:
+    return mix(low, layer.mixing.weights(), layer.mixing.factors)
 
 
 def mix(low: torch.Tensor, weight: torch.Tensor, factors: bool) -> torch.Tensor:

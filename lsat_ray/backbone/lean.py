@@ -27,8 +27,10 @@ FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
 class _Plan(NamedTuple):
-    """What all layers of one pass share. T = P + B L tokens: the prefix once, then every row."""
+    """What all layers of one pass share. T = C (P + B L) tokens: for each copy the prefix once, then every row."""
 
+    copies: int
+    """C."""
     prefix: int
     """P."""
     rows: int
@@ -40,7 +42,7 @@ class _Plan(NamedTuple):
     sin: torch.Tensor
     """[T, 1, d / 2]."""
     mask: torch.Tensor
-    """float [B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
+    """float [C B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
     keys: torch.Tensor | None
     """int64 [T], what dropout knows the tokens by; None where nothing is dropped."""
 
@@ -56,17 +58,21 @@ def supports(decoder: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds)
 
 
-def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False) -> torch.Tensor:
-    """Return the last hidden state at each target's answer, [N, H].
+def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False, copies: int = 1) -> torch.Tensor:
+    """Return the last hidden state at each target's answer, [C N, H].
 
     Args:
         decoder: one that `supports` accepts.
         batch: N answers in B rows.
         checkpointing: recompute each layer in the backward pass.
+        copies: C, how often the batch goes through, copy after copy; each copy has an adapter of its own
+            (`adapters.together`). Frozen weights are read once for all.
     """
     tokens = torch.cat([batch.prefix, batch.tokens.flatten()])
     x = decoder.embed_tokens(tokens)
-    plan = _plan(decoder, batch, x)
+    plan = _plan(decoder, batch, x, copies)
+    if copies > 1:
+        x = x.repeat(copies, 1)
     recompute = checkpointing and torch.is_grad_enabled()
     for layer in decoder.layers[:-1]:
         x = checkpoint(_layer, layer, x, plan, use_reentrant=False) if recompute else _layer(layer, x, plan)
@@ -76,7 +82,7 @@ def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False) -> to
     return norm(decoder.norm, x)
 
 
-def _plan(decoder: Any, batch: Batch, x: torch.Tensor) -> _Plan:
+def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int) -> _Plan:
     prefix, (rows, width) = len(batch.prefix), batch.tokens.shape
     device = x.device
     position = torch.cat([torch.arange(prefix, device=device), batch.position.flatten()])
@@ -87,7 +93,12 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor) -> _Plan:
         seen = torch.cat([seen.new_ones(width, prefix), seen], dim=1)[None, None]
     else:
         seen = batch.mask
-    return _Plan(prefix, rows, width, cos, sin, _additive(seen, x.dtype), token_keys(batch))
+    mask, keys = _additive(seen, x.dtype), token_keys(batch)
+    if copies > 1:
+        cos, sin = cos.repeat(copies, 1, 1), sin.repeat(copies, 1, 1)
+        mask = mask if len(mask) == 1 else mask.repeat(copies, 1, 1, 1)
+        keys = None if keys is None else keys.repeat(copies)
+    return _Plan(copies, prefix, rows, width, cos, sin, mask, keys)
 
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -95,7 +106,7 @@ def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the token of every query slot [B, A], its mask rows [B, 1, A, P + L], and each answer's slot [N]."""
+    """Return the token of every query slot [C B, A], its mask rows [C B, 1, A, P + L], each answer's slot [C N]."""
     row, column = batch.answer[:, 0], batch.answer[:, 1]
     count = torch.bincount(row, minlength=plan.rows)
     number = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
@@ -103,11 +114,13 @@ def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch
     slot = row * size + number
     place = torch.zeros(plan.rows * size, dtype=torch.long, device=row.device)  # an empty slot asks at place 0
     place[slot] = column
-    place = place.view(plan.rows, size)
-    mask = plan.mask.expand(plan.rows, -1, -1, -1)[:, 0]
+    place = place.view(plan.rows, size).repeat(plan.copies, 1)
+    mask = plan.mask.expand(len(place), -1, -1, -1)[:, 0]
     mask = mask.gather(1, place[:, :, None].expand(-1, -1, mask.shape[2]))[:, None]
+    copy = torch.arange(plan.copies, device=row.device)[:, None]
     start = plan.prefix + plan.width * torch.arange(plan.rows, device=row.device)
-    return start[:, None] + place, mask, slot
+    start = start + copy * (plan.prefix + plan.rows * plan.width)
+    return start.view(-1, 1) + place, mask, (slot + copy * plan.rows * size).flatten()
 
 
 def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
@@ -115,12 +128,12 @@ def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
     query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin, plan.keys)
     (ahead, own), keys, values = (_parted(t, plan) for t in (query, key, value))
     mixed = attend(_rows(own, plan), *_joined(keys, values, plan), plan.mask, attention.scaling)
-    mixed = mixed.transpose(1, 2).reshape(-1, *query.shape[1:])
+    mixed = mixed.transpose(1, 2).reshape(plan.copies, -1, *query.shape[1:])
     if plan.prefix:
-        alone = [t[None].transpose(1, 2) for t in (ahead, keys[0], values[0])]
+        alone = [t.transpose(1, 2) for t in (ahead, keys[0], values[0])]
         first = attend(alone[0], alone[1], alone[2], None, attention.scaling)
-        mixed = torch.cat([first.transpose(1, 2)[0], mixed])
-    return feed(layer, x + linear(attention.o_proj, mixed.flatten(1), plan.keys), plan.keys)
+        mixed = torch.cat([first.transpose(1, 2), mixed], dim=1)
+    return feed(layer, x + linear(attention.o_proj, mixed.reshape(len(x), -1), plan.keys), plan.keys)
 
 
 def _last_layer(
@@ -166,23 +179,25 @@ def heads(
 
 
 def _parted(x: torch.Tensor, plan: _Plan) -> _Parts:
-    """Part [T, ...] after the prefix; one split, as two slices would each fill zeros in the backward pass."""
-    before, own = x.split([plan.prefix, len(x) - plan.prefix])
+    """Part [T, ...] into [C, P, ...] and [C, B L, ...]; one split: two slices would fill zeros in the backward pass."""
+    before, own = x.view(plan.copies, -1, *x.shape[1:]).split([plan.prefix, plan.rows * plan.width], dim=1)
     return before, own
 
 
 def _rows(x: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    return x.view(plan.rows, plan.width, *x.shape[1:]).transpose(1, 2)
+    """Return [C B, heads, L, d] of [C, B L, heads, d]."""
+    return x.reshape(-1, plan.width, *x.shape[2:]).transpose(1, 2)
 
 
 def _joined(key: _Parts, value: _Parts, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values [B, heads, P + L, d]: the prefix's stand before each row's own."""
+    """Return keys and values [C B, heads, P + L, d]: the prefix's stand before each row's own."""
     if not plan.prefix:
         return _rows(key[1], plan), _rows(value[1], plan)
     both = []
     for before, own in (key, value):
-        shared = before.transpose(0, 1).expand(plan.rows, -1, -1, -1)
-        both.append(torch.cat([shared, _rows(own, plan)], dim=2))
+        shared = before.transpose(1, 2)[:, None].expand(-1, plan.rows, -1, -1, -1)
+        rows = own.view(plan.copies, plan.rows, plan.width, *own.shape[2:]).transpose(2, 3)
+        both.append(torch.cat([shared, rows], dim=3).flatten(0, 1))
     return both[0], both[1]
 
 

@@ -20,9 +20,13 @@ from lsat_ray.scoring.score import part, score
 Pass = tuple[Any, Adapter | None]
 """A forward pass over the samples: what identifies it, and the adapter that is worn (None: the frozen backbone)."""
 
+TOGETHER = 1024
+"""Most tokens, copies included, of a pass that several adapters share. It saves what a pass costs whatever its length;
+a longer one is on a CPU as fast, or faster, with a pass for each adapter (`benchmarks/ensemble_pass.py`)."""
+
 
 class Recommender:
-    """Score encoded samples with any models; one forward pass a distinct adapter."""
+    """Score encoded samples with any models; each distinct adapter takes part once."""
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class Recommender:
         return [(encoded, group) for group in groups[share[0] :: share[1]]]
 
     def steps(
-        self, models: Sequence[Model], passes: Sequence[list[Pass]], work: Sequence[Work]
+        self, models: Sequence[Model], passes: Sequence[list[Pass]], work: Sequence[Work], together: bool = False
     ) -> Generator[None, None, tuple[np.ndarray, list[np.ndarray]]]:
         """Score as `scores` does, bit for bit, with a pause after each pass in which others may use the backbone.
 
@@ -117,24 +121,32 @@ class Recommender:
             models: what to score with.
             passes: their `passes`, taken before: a `prepare` in a pause changes nothing here.
             work: what to score.
+            together: short work goes through once for all adapters; margins are the same to 1e-6, no more bit for bit.
 
         Returns:
             (row int64 [M], one float64 [M] of P(like) per model).
         """
-        known: dict[Any, np.ndarray] = {}
-        rows = np.empty(0, dtype=np.int64)
-        for key, adapter in (one for several in passes for one in several):
-            if key in known:
-                continue
-            found, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-            for encoded, group in work:
-                index, value = part(self.backbone, adapter, encoded, self.batch_tokens, group)
-                found.append(encoded.row[index])
-                values.append(value)
+        adapters = dict(one for several in passes for one in several)
+        found, values = [np.empty(0, np.int64)], [np.empty((len(adapters), 0), np.float32)]
+        for encoded, group in work:
+            each = [[adapter] for adapter in adapters.values()]
+            if together and self._shares(len(each), encoded, group):
+                each = [list(adapters.values())]
+            margin = []
+            for worn in each:
+                index, value = part(self.backbone, worn, encoded, self.batch_tokens, group)
+                margin.append(value)
                 yield
-            rows, known[key] = np.concatenate(found), np.concatenate(values)
+            found.append(encoded.row[index])
+            values.append(np.concatenate(margin))
+        known = dict(zip(adapters, np.concatenate(values, axis=1), strict=True))
         scores = [combine(m, [known[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
-        return rows, scores
+        return np.concatenate(found), scores
+
+    def _shares(self, adapters: int, encoded: Encoded, group: np.ndarray) -> bool:
+        """Return whether several adapters go through these sequences in one pass."""
+        tokens = len(encoded.prefix) + len(group) * int(encoded.lengths[group].max())
+        return adapters > 1 and adapters * tokens <= TOGETHER and self.backbone.wears_several
 
     def rank(self, model: Model, encoder: Encoder, ask: Ask) -> np.ndarray:
         """Return P(like) float64 [N] of each candidate; the history is computed once for all.
@@ -148,7 +160,7 @@ class Recommender:
             Refused: when a title does not fit.
         """
         work = assemble(encoder, [prepare(encoder, ask)], self.batch_tokens)
-        rows, scores = finish(self.steps([model], [self.passes(model)], work))
+        rows, scores = finish(self.steps([model], [self.passes(model)], work, together=True))
         return scores[0][np.argsort(rows)]
 
     def _held(self, digest: str) -> Adapter:

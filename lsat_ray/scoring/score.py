@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,21 +20,21 @@ def margins(
     sequences: np.ndarray | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (index int64 [M], margin float32 [M]) of the targets of some sequences (all when None).
+    """Return (index int64 [M], margin float32 [..., M]) of the targets of some sequences (all when None).
 
     A pass that runs out of memory is done again in halves. Whole passes are dealt to workers, so that a target stands
     in the same pass, and its margin has the same bytes, whatever their number; a worker whose turn is empty repeats the
     last pass, so that all take part in what ZeRO-3 gathers.
 
     Args:
-        logits: batch -> float [N, 2], logits of (No, Yes).
+        logits: batch -> float [..., N, 2], logits of (No, Yes).
         encoded: the sequences.
         device: where the batches go.
         batch_tokens: most padded tokens in a pass.
         sequences: which of them.
         share: (number of this worker, workers).
     """
-    indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    indices, values = [np.empty(0, np.int64)], list[np.ndarray]()
     with torch.no_grad():
         number, workers = share
         passes = token_budget_batches(encoded, batch_tokens, sequences)
@@ -50,33 +51,47 @@ def margins(
                     raise
                 groups += np.array_split(group, 2)[::-1]
                 continue
-            values.append((pair[:, 1] - pair[:, 0]).float().cpu().numpy())
+            values.append((pair[..., 1] - pair[..., 0]).float().cpu().numpy())
             indices.append(batch.index)
         for _ in range(idle):
             logits(collate(encoded, passes[-1]).to(device))
-    return np.concatenate(indices), np.concatenate(values)
+    return np.concatenate(indices), np.concatenate(values or [np.empty(0, np.float32)], axis=-1)
 
 
 def part(
     model: AdaptedBackbone,
-    adapter: Adapter | None,
+    adapters: Sequence[Adapter | None],
     encoded: Encoded,
     batch_tokens: int = 16384,
     sequences: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (index, margin) of the targets of some sequences (all when None); None is the frozen backbone."""
+    """Return (index, margin [C, M]) of the targets of some sequences (all when None), C adapters in one pass.
+
+    Args:
+        model: whose frozen weights all share; several adapters ask for `wears_several`.
+        adapters: C of them; None is the frozen backbone.
+        encoded: the sequences.
+        batch_tokens: most padded tokens in a pass, without the copies.
+        sequences: which of them.
+    """
     if model.training:  # the walk over all modules costs a tenth of a short pass
         model.eval()
+    if len(adapters) > 1:
+        model.wear_several(adapters)
+        return margins(partial(model, copies=len(adapters)), encoded, model.device, batch_tokens, sequences)
+    (adapter,) = adapters
     if adapter is None:
         with model.bare():
-            return margins(model, encoded, model.device, batch_tokens, sequences)
-    model.wear(adapter)
-    return margins(model, encoded, model.device, batch_tokens, sequences)
+            index, value = margins(model, encoded, model.device, batch_tokens, sequences)
+    else:
+        model.wear(adapter)
+        index, value = margins(model, encoded, model.device, batch_tokens, sequences)
+    return index, value[None]
 
 
 def score(model: AdaptedBackbone, adapter: Adapter | None, encoded: Encoded, batch_tokens: int = 16384) -> np.ndarray:
     """Return float32 [N], l_Yes - l_No of every target in the order of `encoded.row`; None is the frozen backbone."""
-    index, value = part(model, adapter, encoded, batch_tokens)
+    index, (value,) = part(model, [adapter], encoded, batch_tokens)
     out = np.empty(len(index), dtype=np.float32)
     out[index] = value
     return out

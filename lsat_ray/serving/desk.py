@@ -258,7 +258,7 @@ class Desk:
             prepared = [job.prepared[i] for job, i in several]
             work = assemble(self._encoder, prepared, self.recommender.batch_tokens)
             self.metrics.tokens.observe(sum(p.tokens for p in prepared))
-            rows, (scores,) = await _drive(self.recommender.steps([model], [passes[digest]], work))
+            rows, (scores,) = await _drive(self.recommender.steps([model], [passes[digest]], work, together=True))
             ends = np.cumsum([len(p.used) for p in prepared])[:-1]
             for (job, i), part in zip(several, np.split(scores[np.argsort(rows)], ends), strict=True):
                 results[id(job), i] = Result(name, model, served.version, part, job.prepared[i].used)
@@ -281,7 +281,7 @@ class Desk:
                 passes = self.recommender.passes(candidate)
             except LsatError:  # it was withdrawn meanwhile
                 return
-            rows, (scores,) = await _drive(self.recommender.steps([candidate], [passes], work))
+            rows, (scores,) = await _drive(self.recommender.steps([candidate], [passes], work, together=True))
             for distance in np.abs(scores[np.argsort(rows)] - answered).tolist():
                 self.metrics.difference.observe(distance)
             self.metrics.shadowed.inc(len(rows))

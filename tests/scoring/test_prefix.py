@@ -47,7 +47,7 @@ def margins(bench: Workbench, encode: Encoder, asks: list[Ask]) -> np.ndarray:
     adapter = bench.model.snapshot()
     found: dict[int, float] = {}
     for encoded, group in assemble(encode, [prepare(encode, ask) for ask in asks], 2048):
-        index, value = part(bench.model, adapter, encoded, 2048, group)
+        index, (value,) = part(bench.model, [adapter], encoded, 2048, group)
         found |= dict(zip(encoded.row[index].tolist(), value.tolist(), strict=True))
     assert sorted(found) == list(range(sum(len(a.candidates) for a in asks)))
     return np.array([found[i] for i in sorted(found)])

@@ -7,7 +7,8 @@ the digest that it names.
 
 - `swaps`: requests arrive at a fixed rate whether or not earlier ones were answered (open loop, so that a stall shows),
   first without and then with a publish per interval.
-- `killed`: the same with one replica SIGKILLed in the middle; clients try again, and what was sent again is counted.
+- `killed`: the same with one replica SIGKILLed in the middle; clients try again. Requests that were sent again are
+  counted, and their latencies are told apart.
 - `dual`: answers per second of an ensemble of two adapters under a fixed number of clients, in turns with
   `serving_peer.py` (transformers + PEFT + FastAPI + uvicorn), which is one process. `dual_ratio` compares like with
   like: `lsat-ray serve` without Ray, one process too; `dual.ratio_by_cpu_time` is the same by processor time, which a
@@ -103,6 +104,7 @@ def killed(bench: Bench, handle: Any, url: str, rate: float, count: int, interva
             "retried_after": dict(log.reasons),
             "p50_ms": log.quantile(0.5),
             "p99_ms": log.quantile(0.99),
+            "retried_ms_max": round(1000 * max(log.latency_again, default=0.0), 1),
             "publish_ms_max": round(1000 * max(took), 1),
         }
     }
@@ -255,7 +257,7 @@ def main(
     to: Annotated[Path, typer.Option("--json", help="Where the result goes.")],
     rate: float = 20.0,
     swap_count: int = 100,
-    kill_count: int = 30,
+    kill_count: int = 100,
     interval: float = 1.0,
     replicas: int = 2,
     clients: int = 16,

@@ -46,13 +46,18 @@ class Log:
     """What the clients saw."""
 
     latency: list[float] = field(default_factory=list)
-    """Seconds from the moment at which the request was due (open loop) or sent."""
+    """Seconds from the moment at which the request was due (open loop) or sent; of those answered at the first try."""
+    latency_again: list[float] = field(default_factory=list)
+    """The same of those that were sent more than once."""
     answers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    retried: int = 0
-    """Requests that were sent more than once."""
     reasons: Counter[str] = field(default_factory=Counter)
     """What they met before: a status, or the name of the connection's error."""
+
+    @property
+    def retried(self) -> int:
+        """Requests that were sent more than once, and answered."""
+        return len(self.latency_again)
 
     def quantile(self, q: float) -> float:
         """Return a latency in milliseconds."""
@@ -172,8 +177,8 @@ async def at_rate(
                     async with session.post(f"{url}/v1/score", json=questions[i]) as reply:
                         if reply.status == 200:
                             log.answers.append((i, await reply.json()))
-                            log.latency.append(time.perf_counter() - due)
-                            log.retried += left < TRIES - 1 and until is not None
+                            again = until is not None and left < TRIES - 1
+                            (log.latency_again if again else log.latency).append(time.perf_counter() - due)
                             return
                         reason, words = str(reply.status), (await reply.text())[:200]
                         wait = float(reply.headers.get("Retry-After", 0.2))

@@ -42,7 +42,7 @@ class Place:
     """A candidate of a ranking."""
 
     index: int
-    """In the list that was sent."""
+    """In the list that was sent, else in the deployment's catalogue."""
     title: str
     score: float
     """P(like)."""
@@ -110,12 +110,15 @@ def _score_many(questions: Sequence[tuple[History, str]], model: str | None) -> 
 
 
 def _rank(
-    history: History, candidates: Sequence[str], top_n: int | None, model: str | None, user: str | None
+    history: History, candidates: Sequence[str] | None, top_n: int | None, model: str | None, user: str | None
 ) -> _Call[Ranking]:
-    body = {**_who(history, model, user), "candidates": list(candidates)}
+    body = _who(history, model, user)
+    if candidates is not None:
+        body["candidates"] = list(candidates)
 
     def read(reply: dict[str, Any]) -> Ranking:
-        places = [Place(r["index"], candidates[r["index"]], r["relevance_score"]) for r in reply["results"]]
+        titles = [r["title"] if candidates is None else candidates[r["index"]] for r in reply["results"]]
+        places = [Place(r["index"], t, r["relevance_score"]) for r, t in zip(reply["results"], titles, strict=True)]
         return _read(Ranking, {**reply, "places": tuple(places)})
 
     return _Call("POST", "/v1/rank", body if top_n is None else {**body, "top_n": top_n}, read)
@@ -178,12 +181,12 @@ class Client:
     def rank(
         self,
         history: History,
-        candidates: Sequence[str],
+        candidates: Sequence[str] | None = None,
         top_n: int | None = None,
         model: str | None = None,
         user: str | None = None,
     ) -> Ranking:
-        """Return the candidates, best first."""
+        """Return the candidates, best first; without any, the best of the deployment's catalogue."""
         return self._send(_rank(history, candidates, top_n, model, user))
 
     def models(self) -> list[ServedModel]:
@@ -243,12 +246,12 @@ class AsyncClient:
     async def rank(
         self,
         history: History,
-        candidates: Sequence[str],
+        candidates: Sequence[str] | None = None,
         top_n: int | None = None,
         model: str | None = None,
         user: str | None = None,
     ) -> Ranking:
-        """Return the candidates, best first."""
+        """Return the candidates, best first; without any, the best of the deployment's catalogue."""
         return await self._send(_rank(history, candidates, top_n, model, user))
 
     async def models(self) -> list[ServedModel]:

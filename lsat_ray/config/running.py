@@ -81,6 +81,10 @@ class ServeConfig(Node):
     """CPU threads a replica."""
     default: str | None = None
     """Name of the model that answers where a request names none (null: the first of `strategies`)."""
+    catalogue: str | None = None
+    """Text file, one title per line, most popular first: what a ranking orders that is sent no candidates."""
+    shortlist: int = Field(100, ge=1, le=1000)
+    """Titles of the catalogue that are scored then: the first that the history does not hold."""
     deadline_s: float = Field(2.0, gt=0)
     """Seconds that a request waits for its turn; what would wait longer is refused with 429."""
     start_s: float = Field(600.0, gt=0)

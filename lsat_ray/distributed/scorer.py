@@ -42,7 +42,8 @@ class Scorer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP routes; Serve calls this after the constructor."""
-        return build_app(self.desk, self.setup.token_sha256, self.setup.history, self.all_metrics)
+        setup = self.setup
+        return build_app(self.desk, setup.token_sha256, setup.history, self.all_metrics, setup.catalogue)
 
     async def score_bulk(
         self, samples: Samples, names: Sequence[str] | None = None, share: tuple[int, int] = (0, 1)

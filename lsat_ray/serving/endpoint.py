@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.prefix import Ask, Refused
+from lsat_ray.serving.catalogue import Catalogue
 from lsat_ray.serving.desk import Desk, Overloaded
 from lsat_ray.serving.metrics import Metrics
 from lsat_ray.serving.schemas import (
@@ -132,6 +133,7 @@ def build_app(
     token_sha256: str | None = None,
     history: int = 10,
     metrics_text: Callable[[], Awaitable[str]] | None = None,
+    catalogue: Catalogue | None = None,
 ) -> FastAPI:
     """Return the routes of a replica.
 
@@ -140,6 +142,7 @@ def build_app(
         token_sha256: SHA-256 of the bearer token, hex; None asks for none.
         history: longest history that may be sent.
         metrics_text: what `/metrics` says (None: the desk's own metrics).
+        catalogue: what a ranking without candidates orders.
     """
     app = FastAPI(
         title="lsat_ray",
@@ -178,11 +181,20 @@ def build_app(
             raise Refused(place + field, what, refusal.remedy) from refusal
         return answers[0] if body.requests is None else Answers(answers=answers)
 
-    @app.post("/v1/rank", **posts)
+    @app.post("/v1/rank", response_model_exclude_none=True, **posts)
     async def rank(body: Annotated[RankBody, Body()]) -> Ranking:
-        """Order up to 1,000 candidates for a user; the history is computed once for all."""
-        (result,) = await desk.ask(checked([body.ask(body.history, body.candidates)]))
-        return Ranking.of(result, body.top_n)
+        """Order up to 1,000 candidates for a user, or the most popular titles of the deployment's catalogue.
+
+        The history is computed once for all.
+        """
+        titles, places = body.candidates, None
+        if titles is None:
+            places = catalogue.candidates([event.title for event in body.history]) if catalogue else []
+            if not places:
+                raise Refused("candidates", "missing, and this deployment lists nothing new", "add candidates")
+            titles = [catalogue.titles[i] for i in places] if catalogue else []
+        (result,) = await desk.ask(checked([body.ask(body.history, titles)]))
+        return Ranking.of(result, body.top_n) if places is None else Ranking.listed(result, body.top_n, places, titles)
 
     @app.get("/v1/models", **gets)
     @app.get("/model", include_in_schema=False, **gets)

@@ -65,7 +65,7 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
     await_port(config)
     setup = Setup.of(config, backbone, (), run_dir / "adapters", run_dir)
     desk = setup.desk("local")
-    app = build_app(desk, setup.token_sha256, setup.history)
+    app = build_app(desk, setup.token_sha256, setup.history, catalogue=setup.catalogue)
     host, port = config.serve.host, config.serve.port
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
 

@@ -95,11 +95,12 @@ class RankBody(Who):
     """Order candidates for a user; a rerank request whose query is the user's history."""
 
     history: History
-    candidates: list[Title] = Field(
+    candidates: list[Title] | None = Field(
+        None,
         min_length=1,
         max_length=MAX_CANDIDATES,
         validation_alias=AliasChoices("candidates", "documents"),
-        description="Titles of the items; `documents` is another name for it.",
+        description="Titles of the items; `documents` is another name for it. Left out: those of the catalogue.",
     )
     top_n: int | None = Field(None, ge=1, description="Return the best n only.")
 
@@ -149,9 +150,11 @@ class Answers(BaseModel):
 
 
 class Ranked(BaseModel):
-    """A candidate's place in the list that was sent, and P(like)."""
+    """A candidate's place in the list that was sent, else in the catalogue, and P(like)."""
 
     index: int
+    title: str | None = None
+    """Of the catalogue; left out where the candidates were sent."""
     relevance_score: float
 
 
@@ -167,6 +170,16 @@ class Ranking(Source):
         order = (-result.scores).argsort(kind="stable")[:top_n].tolist()
         results = [Ranked(index=i, relevance_score=float(result.scores[i])) for i in order]
         return Ranking(**Source.fields(result), results=results)
+
+    @staticmethod
+    def listed(result: Result, top_n: int | None, places: list[int], titles: list[str]) -> Ranking:
+        """Return the best titles of the catalogue, where they stand at `places`."""
+        found = Ranking.of(result, top_n)
+        named = [
+            Ranked(index=places[r.index], title=titles[r.index], **r.model_dump(include={"relevance_score"}))
+            for r in found.results
+        ]
+        return found.model_copy(update={"results": named})
 
 
 class ServedModel(BaseModel):

@@ -18,6 +18,8 @@ from lsat_ray.config import BackboneConfig, Experiment, LoraSettings, PromptConf
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.scoring.recommender import Recommender
+from lsat_ray.serving import catalogue
+from lsat_ray.serving.catalogue import Catalogue
 from lsat_ray.serving.desk import Desk
 from lsat_ray.serving.metrics import Metrics
 
@@ -43,6 +45,8 @@ class Setup:
     """Name of the model that answers where none is named (None: the first)."""
     deadline_s: float
     """Longest that a request waits for its turn."""
+    catalogue: Catalogue
+    """What a ranking without candidates orders."""
     token_sha256: str | None
     """SHA-256 of the bearer token, hex; the token itself never leaves the driver."""
 
@@ -51,7 +55,7 @@ class Setup:
         """Return what a run's config says of its replicas.
 
         Raises:
-            LsatError: when the token's variable is not set.
+            LsatError: when the token's variable is not set, or the catalogue cannot be read.
         """
         return Setup(
             backbone_folder=str(folder),
@@ -66,6 +70,7 @@ class Setup:
             threads=config.serve.threads,
             default=config.serve.default,
             deadline_s=config.serve.deadline_s,
+            catalogue=catalogue.read(config.serve.catalogue, config.serve.shortlist),
             token_sha256=hash_token(config.serve.token_env),
         )
 

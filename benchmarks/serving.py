@@ -73,7 +73,7 @@ def swaps(bench: Bench, handle: Any, url: str, rate: float, count: int, interval
         "swaps": len(took),
         "requests": len(busy.answers) + len(busy.failures),
         "failed": len(busy.failures) + len(quiet.failures),
-        "failures": busy.failures[:3],
+        "failures": [*quiet.failures, *busy.failures][:3],
         "mixed": bench.mixed(busy) + bench.mixed(quiet),
         "digests_seen": len({a["digest"] for _, a in busy.answers}),
         "p50_ms_without_swaps": quiet.quantile(0.5),

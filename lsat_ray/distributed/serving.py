@@ -32,6 +32,7 @@ from lsat_ray.distributed.publish import (
 from lsat_ray.distributed.scorer import Scorer
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
+from lsat_ray.serving import catalogue
 from lsat_ray.serving.desk import Bulk
 from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
 
@@ -59,12 +60,13 @@ __all__ = [
 
 
 def check(config: Experiment) -> None:
-    """Check what can be known before Ray starts: the token's variable, the address and the port.
+    """Check what can be known before Ray starts: the token's variable, the catalogue, the address and the port.
 
     Raises:
         LsatError: naming the key.
     """
     check_open(config)
+    catalogue.read(config.serve.catalogue, config.serve.shortlist)
     if not (ray.is_initialized() or "RAY_ADDRESS" in os.environ):  # a Serve that runs there has the port already
         check_port(config)
 

@@ -250,6 +250,11 @@ def test_a_token_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPat
         serving.check(configured(token_env="NO_SUCH_TOKEN"))
 
 
+def test_a_catalogue_that_is_not_there_is_named_before_ray_starts(tmp_path: Path) -> None:
+    with pytest.raises(LsatError, match=r"serve\.catalogue: .*nowhere"):
+        serving.check(configured(catalogue=str(tmp_path / "nowhere")))
+
+
 def test_a_service_file_without_a_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.resolved.yaml").write_text(configured().to_yaml())
     with pytest.raises(LsatError, match=r"serve\.token_env: no token is asked for"):

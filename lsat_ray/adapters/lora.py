@@ -165,7 +165,7 @@ class AdaptedBackbone(nn.Module):
         return lean.supports(self.decoder)
 
     def wear_several(self, adapters: Sequence[Adapter | None]) -> None:
-        """Put C adapters side by side into one slot, for `forward` with C copies; None is the frozen backbone.
+        """Put C adapters side by side into one slot, for `several`; None is the frozen backbone.
 
         Raises:
             LsatError: when the modules of one are not this backbone's.
@@ -230,14 +230,10 @@ class AdaptedBackbone(nn.Module):
         with self.peft.disable_adapter():
             yield
 
-    def forward(self, batch: Batch, copies: int = 1) -> torch.Tensor:
-        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2], or [C, N, 2] with C > 1 copies.
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2].
 
         Two rows of the head are used and no vocabulary-wide softmax is taken.
-
-        Args:
-            batch: N targets.
-            copies: C, the adapters that `wear_several` put on.
 
         Raises:
             LsatError: when a gate is to mix for samples that share tokens, or whose vectors are missing.
@@ -249,9 +245,14 @@ class AdaptedBackbone(nn.Module):
                 )
             self.gate.weights = self.gate(batch.profile)
         packing = self.packing and self.gate is None
-        read = answer_states(self.decoder, batch, self.checkpointing, packing, copies).float()
-        logits = read @ self.head.T + self.head_bias  # type: ignore[operator]
-        return logits if copies == 1 else logits.view(copies, -1, 2)
+        return self._logits(answer_states(self.decoder, batch, self.checkpointing, packing))
+
+    def several(self, batch: Batch, count: int) -> torch.Tensor:
+        """Return the logits under each of the `count` adapters that `wear_several` put on, float32 [C, N, 2]."""
+        return self._logits(answer_states(self.decoder, batch, copies=count)).view(count, -1, 2)
+
+    def _logits(self, read: torch.Tensor) -> torch.Tensor:
+        return read.float() @ self.head.T + self.head_bias  # type: ignore[operator]
 
 
 def _check_modules(own: dict[str, nn.Parameter], adapter: Adapter) -> None:

@@ -78,7 +78,7 @@ def part(
         model.eval()
     if len(adapters) > 1:
         model.wear_several(adapters)
-        return margins(partial(model, copies=len(adapters)), encoded, model.device, batch_tokens, sequences)
+        return margins(partial(model.several, count=len(adapters)), encoded, model.device, batch_tokens, sequences)
     (adapter,) = adapters
     if adapter is None:
         with model.bare():

@@ -134,9 +134,9 @@ def test_answers_go_out_before_the_next_batch_begins(
     desk = desk_for(tiny_experiment, tiny_periods, tiny_backbone_folder, tmp_path, batch_tokens=64).desk  # one by one
     events, steps = list[str](), desk.recommender.steps
 
-    def noted(*args: Any) -> Any:
+    def noted(*args: Any, **more: Any) -> Any:
         events.append("batch")
-        return steps(*args)
+        return steps(*args, **more)
 
     async def one(i: int) -> None:
         await desk.ask([question(tiny_periods, i)])

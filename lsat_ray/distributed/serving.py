@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
 from lsat_ray.distributed.publish import (
     adopt,
@@ -34,6 +36,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
 from lsat_ray.serving.desk import Bulk
 from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
+from lsat_ray.training import memory
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""
@@ -59,14 +62,18 @@ __all__ = [
 
 
 def check(config: Experiment) -> None:
-    """Check what can be known before Ray starts: the token's variable, the address and the port.
+    """Check what can be known before Ray starts: the token's variable, the address, the port, and this machine's GPU.
 
     Raises:
         LsatError: naming the key.
     """
     check_open(config)
-    if not (ray.is_initialized() or "RAY_ADDRESS" in os.environ):  # a Serve that runs there has the port already
-        check_port(config)
+    if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
+        return  # a Serve that runs there has the port already, and its GPUs are not this machine's
+    check_port(config)
+    if config.backbone.path != "nano" and config.serve.gpus:
+        tokens, folder = config.engine.batch_tokens, locate(config.backbone)
+        memory.check_replica(config.backbone, config.lora, tokens, folder, config.serve.gpus)
 
 
 def start(
@@ -237,7 +244,7 @@ def _await_running(config: Experiment) -> None:
             return
         told = "; ".join([found.message, *(d.message for d in found.deployments.values())]) if found else ""
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise LsatError(f"serve: the application did not start: {first_lines(told)}; see the replica's log")
+            raise LsatError(f"serve: the application did not start: {_reason(told)}; see the replica's log")
         if time.monotonic() > deadline:
             serving = config.serve
             raise LsatError(
@@ -246,6 +253,12 @@ def _await_running(config: Experiment) -> None:
                 "serve.replicas, serve.cpus or serve.gpus (a fraction shares a GPU with training)"
             )
         time.sleep(0.1)
+
+
+def _reason(told: str) -> str:
+    """Return our own error out of the traceback that Serve passes on, else its first lines."""
+    found = re.findall(r"LsatError: (.+)", told)
+    return found[-1].strip() if found else first_lines(told)
 
 
 def _check_current(run_dir: Path, store: AdapterStore) -> None:

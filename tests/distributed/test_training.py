@@ -115,6 +115,23 @@ def test_what_a_session_had_is_done_by_the_one_that_lives(ray_cluster: Any, tmp_
     assert "session 0 died for good" in (tmp_path / "train" / "sessions.log").read_text()
 
 
+def test_a_search_does_not_wait_for_sessions_that_are_gone(ray_cluster: Any, tmp_path: Path) -> None:
+    """A trial asked the queue for ever whether somebody had scored its candidate."""
+    from lsat_ray.distributed.training import TrainingSessions
+
+    class Gone(TrainingSessions):
+        """Sessions that have given up."""
+
+        def _fit(self, session: int) -> None:
+            return
+
+    sessions = Gone(EngineConfig(workers=1), tmp_path)
+    sessions.open(Context(None, "", "", ()), None)  # type: ignore[arg-type]
+    with pytest.raises(LsatError, match=r"no session is left to train in .*sessions\.log"):
+        sessions.run([Score(Model("lsat-ta", 1, "single"), Slice(1, "validation"))], set())
+    sessions.close()
+
+
 def test_a_queue_that_hangs_is_killed_and_told_again(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,14 +114,14 @@ def kept(model: AdaptedBackbone, batch: Batch) -> int:
 def available(device: torch.device, engine: EngineConfig) -> int:
     """Return the bytes that a worker may use: its share of its GPU (`engine.gpus`), or of the host."""
     if device.type == "cuda":
-        return share_of(device, engine.gpus or 1.0)
+        return int(size_of(device) * min(1.0, engine.gpus or 1.0))
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return host // (engine.workers * engine.sessions)
 
 
-def share_of(device: torch.device, gpus: float) -> int:
-    """Return the bytes of a part of a GPU; a process uses one GPU, however many it asks for."""
-    return int(torch.cuda.get_device_properties(device).total_memory * min(1.0, gpus))
+def size_of(device: torch.device) -> int:
+    """Return the bytes of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def choose(
@@ -228,11 +228,39 @@ def check(config: Experiment, folder: Path) -> None:
         raise LsatError(line)
 
 
+def replica_refusal(model: AdaptedBackbone, batch_tokens: int, memory: int, gpus: float) -> str | None:
+    """Return one line that says why a replica does not fit, with ways out, or None.
+
+    It holds the backbone, the adapters that it serves and will serve next, and one layer of its largest pass.
+
+    Args:
+        model: the backbone with a slot, without weights (`dressed`).
+        batch_tokens: of the largest pass.
+        memory: bytes of a whole GPU.
+        gpus: that a replica asks for; it uses one, or a part of it.
+    """
+    slot = {id(p) for p in model.slot_parameters().values()}
+    weights = [p for p in model.parameters() if id(p) not in slot]
+    frozen = sum(p.numel() * p.element_size() for p in weights)
+    adapters = MODELS * sum(4 * p.numel() for p in model.slot_parameters().values())
+    work = _layer(model.peft.get_base_model().config, batch_tokens * weights[0].element_size())
+    need, have = frozen + adapters + work, int(memory * min(1.0, gpus))
+    if need <= ROOM * have:
+        return None
+    parts = f"weights {_gib(frozen)}, adapters {_gib(adapters)}, activations {_gib(work)}"
+    ways = ["--set serve.gpus=0 --set backbone.device=auto (serve on the CPU)", "a smaller backbone.path"]
+    if gpus < 1 and need <= ROOM * memory:
+        ways.insert(0, "--set serve.gpus=1")
+    if (fewer := int((ROOM * have - frozen - adapters) / work * batch_tokens)) >= FEWEST_TOKENS:
+        ways.insert(0, f"--set engine.batch_tokens={fewer // FEWEST_TOKENS * FEWEST_TOKENS}")
+    way = ", or ".join(ways)
+    return f"memory: a replica needs about {_gib(need)} ({parts}) of {_gib(have)}; ways out: {way}"
+
+
 def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: int, folder: Path, gpus: float) -> None:
     """Refuse a replica that does not fit its share of a GPU, before a weight is loaded.
 
-    A replica holds the backbone, the adapters that it serves and will serve next, and one layer of its largest pass. As
-    in training nothing is refused on a CPU or for quantised weights.
+    As in training nothing is refused on a CPU or for quantised weights.
 
     Args:
         backbone: device and dtype of the weights.
@@ -247,24 +275,9 @@ def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: in
     device = pick_device(backbone.device)
     if device.type != "cuda" or not gpus or backbone.quantization:
         return
-    model, have = dressed(outline(folder, backbone), lora), share_of(device, gpus)
-    slot = {id(p) for p in model.slot_parameters().values()}
-    weights = [p for p in model.parameters() if id(p) not in slot]
-    frozen = sum(p.numel() * p.element_size() for p in weights)
-    adapters = MODELS * sum(4 * p.numel() for p in model.slot_parameters().values())
-    work = _layer(model.peft.get_base_model().config, batch_tokens * weights[0].element_size())
-    need = frozen + adapters + work
-    if need <= ROOM * have:
-        return
-    parts = f"weights {_gib(frozen)}, adapters {_gib(adapters)}, activations {_gib(work)}"
-    ways = ["--set serve.gpus=0 --set backbone.device=auto (serve on the CPU)", "a smaller backbone.path"]
-    if gpus < 1 and need <= ROOM * share_of(device, 1.0):
-        ways.insert(0, "--set serve.gpus=1")
-    if (fewer := int((ROOM * have - frozen - adapters) / work * batch_tokens)) >= FEWEST_TOKENS:
-        ways.insert(0, f"--set engine.batch_tokens={fewer // FEWEST_TOKENS * FEWEST_TOKENS}")
-    raise LsatError(
-        f"memory: a replica needs about {_gib(need)} ({parts}) of {_gib(have)}; ways out: {', or '.join(ways)}"
-    )
+    model = dressed(outline(folder, backbone), lora)
+    if line := replica_refusal(model, batch_tokens, size_of(device), gpus):
+        raise LsatError(line)
 
 
 def _gib(size: int) -> str:

@@ -134,15 +134,15 @@ def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
 ) -> None:
     from shapes import shape, shipped
 
-    from lsat_ray.training.memory import ROOM, dressed, refusal
+    from lsat_ray.training.memory import dressed, refusal, replica_refusal
 
     node = read(name)["available_node_types"][kind]["node_config"]
     experiment = shipped(config, monkeypatch)
     backbone = shape(model)
     card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
-    assert refusal(dressed(backbone, experiment.lora), experiment, int(card * experiment.engine.gpus)) is None
-    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    assert weights < ROOM * card * experiment.serve.gpus, "a replica"
+    model, tokens = dressed(backbone, experiment.lora), experiment.engine.batch_tokens
+    assert refusal(model, experiment, int(card * experiment.engine.gpus)) is None
+    assert replica_refusal(model, tokens, card, experiment.serve.gpus) is None
 
 
 def test_there_is_one_image_and_one_list_of_packages() -> None:

@@ -57,7 +57,7 @@ def test_a_replica_is_refused_before_ray_starts_and_in_the_replica_before_its_we
         }
     )
     monkeypatch.setattr(memory, "pick_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(memory, "share_of", lambda _, gpus: int(200_000 * gpus))
+    monkeypatch.setattr(memory, "size_of", lambda _: 200_000)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(LsatError, match="memory: a replica needs about"):

@@ -96,7 +96,7 @@ def test_a_7b_model_on_a_24_gb_card_is_refused_with_ways_out_that_fit(
 def gpu(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Describe this machine as one with a GPU of so many bytes."""
     monkeypatch.setattr(memory, "pick_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(memory, "share_of", lambda _, gpus: int(size * min(1.0, gpus)))
+    monkeypatch.setattr(memory, "size_of", lambda _: size)
 
 
 def test_a_replica_that_does_not_fit_its_share_is_refused_with_ways_out_that_fit(

@@ -134,8 +134,9 @@ class RayBackend:
         keep = self.config.serve.keep
         if self._endpoint:
             wait([self._endpoint])
-            if self._endpoint.exception() is None and not keep and not self._here:  # else it ends with the cluster
-                serving.stop(self.config)
+            stays = keep or self._here  # with the cluster that was started here it ends
+            if self._endpoint.exception() is None and not stays and not serving.stop(self.config):
+                self._say(f"the endpoint {self.config.name} has not ended; look at `serve status`")
         if self._here and not keep:
             cluster.disconnect()
         self._sessions = self._replayer = self._endpoint = self._ending = None

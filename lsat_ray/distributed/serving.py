@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -38,6 +40,8 @@ from lsat_ray.serving.desk import Bulk
 from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
 from lsat_ray.training import memory
 
+STOP_S = 70.0
+"""Seconds that Serve's controller has to answer; it gives up a deletion after 60."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""
 
@@ -111,14 +115,32 @@ def start(
     return handle
 
 
-def stop(config: Experiment) -> None:
-    """End the run's own application; others of the cluster go on."""
-    serve.delete(config.name)
+def stop(config: Experiment) -> bool:
+    """End the run's own application; others of the cluster go on. False when Serve has not done so in time."""
+    done = threading.Event()
+
+    def delete() -> None:
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):
+            serve.delete(config.name)
+            done.set()
+
+    threading.Thread(target=delete, daemon=True).start()  # the call itself waits for ever for a controller that hangs
+    return done.wait(STOP_S)
 
 
 def url(config: Experiment) -> str:
-    """Return the address under which the run's application answers."""
-    details = ray.get(ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve").get_serve_instance_details.remote())
+    """Return the address under which the run's application answers.
+
+    Raises:
+        LsatError: when Serve's controller does not answer.
+    """
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    try:
+        details = ray.get(controller.get_serve_instance_details.remote(), timeout=STOP_S)
+    except GetTimeoutError as error:
+        raise LsatError(
+            f"serve: its controller does not answer within {STOP_S:g} s; end it with `serve shutdown`"
+        ) from error
     prefix = details["applications"][config.name]["route_prefix"].rstrip("/")
     return f"http://{config.serve.host}:{config.serve.port}{prefix}"
 

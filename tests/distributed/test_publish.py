@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import types
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.distributed import serving
+from lsat_ray.distributed.backend import RayBackend
 from lsat_ray.distributed.scorer import Report
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.model import Model
@@ -272,3 +274,13 @@ def test_an_endpoint_that_does_not_end_does_not_hold_up_a_run(fails: bool, monke
     monkeypatch.setattr(serving, "STOP_S", 0.2)
     assert serving.stop(Experiment()) is False
     held.set()
+
+
+def test_a_start_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Serve controller that hangs tells nothing of the start, and the driver waited for ever."""
+    monkeypatch.setattr(serving, "STOP_S", 0.1)
+    backend = RayBackend(Experiment(serve=ServeConfig(start_s=0.1)))
+    backend._say, backend._endpoint = lambda text: None, Future()
+    with pytest.raises(LsatError, match="Serve's controller does not answer"):
+        backend.publish([MODEL], 1)
+    backend.close()

@@ -180,7 +180,7 @@ def crowded(loop: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_rank_whose_memory_runs_out_under_deepspeed_begins_the_fit_again_with_all(
     ray_cluster: Any,
     tiny_experiment: Experiment,

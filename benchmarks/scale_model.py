@@ -6,8 +6,9 @@
         --json benchmarks/results/scale_model.json --figure benchmarks/results/scale_model.svg
 
 A discrete-event model: sessions take tasks as `runs.tasks.TaskBook` hands them out, the first whose parents are done;
-a task takes what it took in the measured run, and each hand-out the median gap between two tasks of that run. What runs
-while no session works (start-up, search, tables, report) stays as it was. Three schedules of the same models:
+a task takes what it took in the measured run, and each hand-out the median gap between two tasks of that run. Every
+session first starts (processes, imports, backbone), which takes what it took the measured one. What else runs while no
+session works (start-up, search, tables, report) stays as it was. Three schedules of the same models:
 
 - `back-fill`: a study, every model as soon as its parents are there, then every score;
 - `replay`: period by period, a period's models after those of the period before, with a barrier;
@@ -15,9 +16,9 @@ while no session works (start-up, search, tables, report) stays as it was. Three
 
 The curves give each session cores of its own, as a cluster does; `here` are the same curves with the cores of the
 machine that was measured, which its sessions share evenly: more sessions than cores bring nothing. `--check` sets that
-prediction beside real runs. `limit` names what the wall clock is closest to: `work` (more sessions help), `cores` (more
-machines help), `chain` (the longest chain of models), `barriers` (waiting for a period's slowest model), or `serial`
-(what runs while no session works).
+prediction beside real runs; with `--cores` also that for fewer cores, where other work held the rest. `limit` names
+what the wall clock is closest to: `work` (more sessions help), `cores` (more machines help), `chain` (the longest chain
+of models), `barriers` (waiting for a period's slowest model), or `serial` (what runs while no session works).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Measured:
     jobs: tuple[Job, ...]
     """In the order in which they were begun."""
     serial: float
-    """Seconds in which no session worked, but for the gaps between tasks."""
+    """Seconds in which no session started or worked, but for the gaps between tasks."""
     gap: float
     """Median seconds between two tasks of a session."""
     wall: float
@@ -75,6 +76,8 @@ class Measured:
     sessions: int
     cores: float = math.inf
     """Of the machine, as many times as a session needs one."""
+    starting: float = 0.0
+    """Seconds in which the driver was ready and the session was not."""
 
 
 def measured(run: Path) -> Measured:
@@ -106,8 +109,10 @@ def measured(run: Path) -> Measured:
     idle = np.maximum(0.0, start[1:] - end[:-1])
     gap = float(np.median(idle)) if len(idle) and sessions == 1 else 0.0
     busy = float(end[-1] - start[0] - idle.sum()) if len(start) else 0.0
-    serial = float(last - first) - busy - gap * len(idle)
-    return Measured(jobs, max(0.0, serial), gap, float(last - first), sessions, cores)
+    up = folder.timings[folder.timings["stage"] == "start-up"]
+    starting = float(start[0] - (up["start"] + up["seconds"]).max()) if len(start) and len(up) else 0.0
+    serial = float(last - first) - busy - gap * len(idle) - max(0.0, starting)
+    return Measured(jobs, max(0.0, serial), gap, float(last - first), sessions, cores, max(0.0, starting))
 
 
 def _links(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -171,20 +176,21 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Return seconds, speed-up and what limits it, by the number of sessions that share so many cores."""
     parts = stages(run, schedule)
-    serial = 0.0 if schedule == "chains" else run.serial
+    serial, starting = (0.0, 0.0) if schedule == "chains" else (run.serial, run.starting)
     work = sum(j.seconds + run.gap for part in parts for j in part)
     unlimited = [makespan(part, max(1, len(part)), run.gap) for part in parts]
     chain = makespan([j for part in parts for j in part], max(1, len(run.jobs)), run.gap)
-    alone = serial + sum(makespan(part, 1, run.gap) for part in parts)
+    alone = serial + starting + sum(makespan(part, 1, run.gap) for part in parts)
     rows = []
     for n in workers:
-        seconds = serial + sum(makespan(part, n, run.gap, cores) for part in parts)
+        started = starting * max(1.0, n / cores)
+        seconds = serial + started + sum(makespan(part, n, run.gap, cores) for part in parts)
         shares = {
             "work": work / n,
             "cores": work / cores,
             "chain": chain,
             "barriers": sum(unlimited) - chain,
-            "serial": serial,
+            "serial": serial + started,
         }
         limit = max(shares, key=lambda k: shares[k])
         rows.append(
@@ -193,15 +199,18 @@ def curve(
     return rows
 
 
-def check(run: Measured, other: Path, schedule: str = "back-fill") -> dict[str, Any]:
-    """Compare the prediction for another run's number of sessions, on its cores, with its wall clock."""
+def check(run: Measured, other: Path, cores: float | None = None, schedule: str = "back-fill") -> dict[str, Any]:
+    """Compare the prediction for another run's number of sessions, on its cores or fewer, with its wall clock."""
     found = measured(other)
-    (row,) = curve(run, schedule, [found.sessions], found.cores)
+    cores = cores or found.cores
+    (row,) = curve(run, schedule, [found.sessions], cores)
     return {
         "sessions": found.sessions,
+        "cores": cores,
         "predicted_s": row["seconds"],
         "measured_s": found.wall,
         "error": row["seconds"] / found.wall - 1,
+        "starting_measured_s": found.starting,
         "work_measured_s": sum(j.seconds for j in found.jobs),
         "work_of_the_model_s": sum(j.seconds for j in run.jobs),
     }
@@ -233,6 +242,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a finished study with engine.sessions=1")
     parser.add_argument("--replay", type=Path, help="a finished replay with engine.sessions=1: its serial part")
     parser.add_argument("--check", type=Path, nargs="*", default=[], help="the same study with other engine.sessions")
+    parser.add_argument("--cores", type=float, help="cores that were free, to check with beside those of the machine")
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--figure", type=Path, help="file for the figure (.svg)")
     given = parser.parse_args()
@@ -246,11 +256,16 @@ def main() -> None:
         "tasks": len(run.jobs),
         "work_s": sum(j.seconds for j in run.jobs),
         "serial_s": run.serial,
+        "starting_s": run.starting,
         "gap_s": run.gap,
         "curves": curves,
         "cores": run.cores,
         "here": {name: curve(replayed if name == "replay" else run, name, WORKERS[:4], run.cores) for name in curves},
-        "check": [check(run, other) for other in (given.run, *given.check)],
+        "check": [
+            check(run, other, cores)
+            for cores in (None, *([given.cores] if given.cores else []))
+            for other in (given.run, *given.check)
+        ],
     }
     if given.json:
         write_atomic(given.json, json.dumps(tree, indent=1) + "\n")

@@ -66,7 +66,7 @@ def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False, copie
         batch: N answers in B rows.
         checkpointing: recompute each layer in the backward pass.
         copies: C, how often the batch goes through, copy after copy; each copy has an adapter of its own
-            (`adapters.together`). Frozen weights are read once for all.
+            (`AdaptedBackbone.several`). Frozen weights are read once for all.
     """
     tokens = torch.cat([batch.prefix, batch.tokens.flatten()])
     x = decoder.embed_tokens(tokens)

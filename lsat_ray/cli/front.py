@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,12 +52,7 @@ def runs_folder(given: str | Path | None = None) -> Path:
     if given is None:
         submitted = "runtime_resources" in str(Path.cwd())
         return Path.home() / "lsat_ray_runs" if submitted else Path("runs").resolve()
-    if "://" in str(given):
-        raise LsatError(
-            f"--runs-dir {given}: runs lie in a folder, not behind an address; mount the bucket on every node "
-            "(or use a shared file system) and give its path"
-        )
-    return Path(given).expanduser().resolve()
+    return _folder(given, "--runs-dir ")
 
 
 def validate(source: Source = None, say: Say = print) -> str:
@@ -175,7 +171,7 @@ def serve(
     Raises:
         LsatError: when there is nothing to serve, or it cannot be started.
     """
-    folder = Path(run).expanduser().resolve()
+    folder = _folder(run)
     say(f"serving {folder}")
     from lsat_ray.serving import hosting
 
@@ -230,6 +226,16 @@ def parse(vary: Sequence[str]) -> tuple[str, Steps]:
         overrides = [f"{key}={json.dumps(values[at])}" for key, values in columns]
         steps[name] = (value if isinstance(value, int | float) else name, overrides)
     return columns[0][0], steps
+
+
+def _folder(given: str | Path, option: str = "") -> Path:
+    """Return a folder's path; a bucket's address, whole or as `Path` shortens it, is refused."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(given)):
+        raise LsatError(
+            f"{option}{given}: runs lie in a folder, not behind an address; mount the bucket on every node "
+            "(or use a shared file system) and give its path"
+        )
+    return Path(given).expanduser().resolve()
 
 
 def _begun(source: Source, runs_dir: str | Path | None, say: Say) -> tuple[Experiment, Path]:

@@ -142,3 +142,8 @@ def fits(config: Experiment, model: Any) -> Iterator[Finding]:
         yield Finding("warn" if config.backbone.quantization else "fail", "memory", words, remedy)
     else:
         yield Finding("ok", "memory", words)
+    if config.serve.gpus and engine.gpus and not config.backbone.quantization:
+        card = memory.size_of(torch.device("cuda", 0))
+        if refused := memory.replica_refusal(dressed, engine.batch_tokens, card, config.serve.gpus):
+            text, _, remedy = refused.removeprefix("memory: ").partition("; ways out: ")
+            yield Finding("fail", "memory", text, remedy)

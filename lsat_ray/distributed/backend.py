@@ -16,6 +16,7 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, search, serving
 from lsat_ray.distributed.stream import StreamReplayer, again, answer
 from lsat_ray.distributed.training import START_S, WAIT_S, TrainingSessions, pinned
+from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Task
@@ -133,9 +134,10 @@ class RayBackend:
             ray.kill(self._replayer)
         keep = self.config.serve.keep
         if self._endpoint:
-            wait([self._endpoint])
-            if self._endpoint.exception() is None and not keep and not self._here:  # else it ends with the cluster
-                serving.stop(self.config)
+            up = self._endpoint in wait([self._endpoint], self._patience()).done and not self._endpoint.exception()
+            stays = keep or self._here  # with the cluster that was started here it ends
+            if up and not stays and not serving.stop(self.config):
+                self._say(f"the endpoint {self.config.name} has not ended; look at `serve status`")
         if self._here and not keep:
             cluster.disconnect()
         self._sessions = self._replayer = self._endpoint = self._ending = None
@@ -145,4 +147,10 @@ class RayBackend:
         assert self._endpoint is not None
         if not self._endpoint.done():
             self._say("waiting for the endpoint")
+        if not wait([self._endpoint], self._patience()).done:
+            raise LsatError("serve: Serve's controller does not answer; end it with `serve shutdown`; the run resumes")
         return self._endpoint.result()
+
+    def _patience(self) -> float:
+        """Return the seconds after which a start of the endpoint that has its own deadline counts as hung."""
+        return self.config.serve.start_s + serving.STOP_S

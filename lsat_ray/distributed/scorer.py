@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 
+from lsat_ray.backbone.load import on_this_machine
 from lsat_ray.data.windows import Samples
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import Served
@@ -17,6 +20,7 @@ from lsat_ray.serving.desk import Bulk
 from lsat_ray.serving.endpoint import build_app
 from lsat_ray.serving.metrics import merged
 from lsat_ray.serving.setup import Setup
+from lsat_ray.training import memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Scorer:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+        folder = on_this_machine(setup.backbone, Path(setup.backbone_folder))
+        memory.check_replica(setup.backbone, setup.lora, setup.batch_tokens, folder, gpus)
         self.desk = setup.desk(serve.get_replica_context().replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

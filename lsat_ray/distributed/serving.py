@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +15,12 @@ from typing import Any
 import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
 from lsat_ray.distributed.publish import (
     adopt,
@@ -35,7 +39,10 @@ from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current,
 from lsat_ray.serving import catalogue
 from lsat_ray.serving.desk import Bulk
 from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
+from lsat_ray.training import memory
 
+STOP_S = 70.0
+"""Seconds that Serve's controller has to answer; it gives up a deletion after 60."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""
 
@@ -60,15 +67,19 @@ __all__ = [
 
 
 def check(config: Experiment) -> None:
-    """Check what can be known before Ray starts: the token's variable, the catalogue, the address and the port.
+    """Check what can be known before Ray starts: token, catalogue, address, port, and this machine's GPU.
 
     Raises:
         LsatError: naming the key.
     """
     check_open(config)
     catalogue.read(config.serve.catalogue, config.serve.shortlist)
-    if not (ray.is_initialized() or "RAY_ADDRESS" in os.environ):  # a Serve that runs there has the port already
-        check_port(config)
+    if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
+        return  # a Serve that runs there has the port already, and its GPUs are not this machine's
+    check_port(config)
+    if config.backbone.path != "nano" and config.serve.gpus:
+        tokens, folder = config.engine.batch_tokens, locate(config.backbone)
+        memory.check_replica(config.backbone, config.lora, tokens, folder, config.serve.gpus)
 
 
 def start(
@@ -106,14 +117,32 @@ def start(
     return handle
 
 
-def stop(config: Experiment) -> None:
-    """End the run's own application; others of the cluster go on."""
-    serve.delete(config.name)
+def stop(config: Experiment) -> bool:
+    """End the run's own application; others of the cluster go on. False when Serve has not done so in time."""
+    done = threading.Event()
+
+    def delete() -> None:
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):
+            serve.delete(config.name)
+            done.set()
+
+    threading.Thread(target=delete, daemon=True).start()  # the call itself waits for ever for a controller that hangs
+    return done.wait(STOP_S)
 
 
 def url(config: Experiment) -> str:
-    """Return the address under which the run's application answers."""
-    details = ray.get(ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve").get_serve_instance_details.remote())
+    """Return the address under which the run's application answers.
+
+    Raises:
+        LsatError: when Serve's controller does not answer.
+    """
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    try:
+        details = ray.get(controller.get_serve_instance_details.remote(), timeout=STOP_S)
+    except GetTimeoutError as error:
+        raise LsatError(
+            f"serve: its controller does not answer within {STOP_S:g} s; end it with `serve shutdown`"
+        ) from error
     prefix = details["applications"][config.name]["route_prefix"].rstrip("/")
     return f"http://{config.serve.host}:{config.serve.port}{prefix}"
 
@@ -239,7 +268,7 @@ def _await_running(config: Experiment) -> None:
             return
         told = "; ".join([found.message, *(d.message for d in found.deployments.values())]) if found else ""
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise LsatError(f"serve: the application did not start: {first_lines(told)}; see the replica's log")
+            raise LsatError(f"serve: the application did not start: {_reason(told)}; see the replica's log")
         if time.monotonic() > deadline:
             serving = config.serve
             raise LsatError(
@@ -248,6 +277,12 @@ def _await_running(config: Experiment) -> None:
                 "serve.replicas, serve.cpus or serve.gpus (a fraction shares a GPU with training)"
             )
         time.sleep(0.1)
+
+
+def _reason(told: str) -> str:
+    """Return our own error out of the traceback that Serve passes on, else its first lines."""
+    found = re.findall(r"LsatError: (.+)", told)
+    return found[-1].strip() if found else first_lines(told)
 
 
 def _check_current(run_dir: Path, store: AdapterStore) -> None:

@@ -84,9 +84,10 @@ class TrainingQueue:
         await self._wake()
         return self._starts[session] <= self._tries
 
-    async def ready(self, session: int) -> None:
-        """Hear that a session has loaded its model."""
+    async def ready(self, session: int) -> int:
+        """Hear that a session has loaded its model; return the micro-batches that its steps need at least."""
         self._starts[session] = 0
+        return self._book.micro_batches
 
     async def refuse(self, reason: str) -> None:
         """Hear that a session cannot work where it was placed, however often it is started."""
@@ -134,6 +135,11 @@ class TrainingQueue:
     async def give_back(self, session: int, reason: str) -> None:
         """Take back what a session had taken: it stumbled, or has died for good."""
         self._book.give_back(session, reason)
+        await self._wake()
+
+    async def split(self, session: int, micro_batches: int) -> None:
+        """Take back what did not fit a session's memory; its next start hears of smaller micro-batches."""
+        self._book.split(session, micro_batches)
         await self._wake()
 
     async def wait(self, keys: list[str], timeout: float) -> dict[str, Any] | str | None:
@@ -321,6 +327,7 @@ def session_loop(loop: dict[str, Any]) -> None:
     import transformers.modeling_utils  # noqa: F401
 
     from lsat_ray.runs.worker import Worker
+    from lsat_ray.training.step import OutOfMemory
 
     context = None
     while context is None:
@@ -341,12 +348,18 @@ def session_loop(loop: dict[str, Any]) -> None:
     except Exception as error:
         stumble("before the first task", error)
         raise
-    shared(lambda: queue.ready.remote(session))
+    needed = shared(lambda: queue.ready.remote(session))
+    worker.settings = engine.model_copy(update={"micro_batches": max(engine.micro_batches, needed)})
     while (task := shared(lambda: queue.take.remote(session, 10.0))) != CLOSED:
         if task is None:
             continue
         try:
             result = worker.run(task)
+        except OutOfMemory as error:  # the others wait in a collective: Ray Train ends all ranks and starts them again
+            stumble(task.name, error)
+            say(f"training: out of memory; the fit begins again with {error.micro_batches} micro-batches a step")
+            ray.get(queue.split.remote(session, error.micro_batches))
+            raise
         except LsatError as error:  # bad input: another try would end the same
             stumble(task.name, error)
             ray.get(queue.fail.remote(task.key, str(error)))

@@ -159,6 +159,8 @@ class TaskBook:
         self.present: set[str] = set()
         """Models that are in the store."""
         self.closed = False
+        self.micro_batches = 1
+        """Micro-batches that a step needs at least, learned where memory ran out."""
         self._tries, self._log = tries, log
 
     def submit(self, tasks: list[Task], present: set[str]) -> None:
@@ -202,6 +204,13 @@ class TaskBook:
             if entry.tries >= self._tries:
                 log = f"; see {self._log}" if self._log else ""
                 self.fail(entry.task.key, f"{entry.task.name}: given up after {entry.tries} tries ({reason}){log}")
+
+    def split(self, session: int, micro_batches: int) -> None:
+        """Give back what did not fit a session's memory, which is no try; steps have more micro-batches from now on."""
+        self.micro_batches = max(self.micro_batches, micro_batches)
+        for entry in self.entries.values():
+            if entry.session == session and entry.state == "running":
+                entry.state, entry.session, entry.tries = "waiting", None, entry.tries - 1
 
     def knows(self, keys: list[str]) -> bool:
         """Return whether all tasks were submitted to this book."""

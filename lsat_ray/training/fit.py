@@ -93,6 +93,7 @@ def fit(
     `spec.half_life` it is weighted by age. Validation follows the recipe's rhythm;
     its rule chooses among the validated weights. With `spec.keep_old` the initial adapter is compared with these at the
     end. Where memory runs out, micro-batches are halved for good and the step is repeated: the global batch stays.
+    An engine that cannot repeat a step (DeepSpeed) raises `OutOfMemory`, and the fit begins again in new processes.
 
     Args:
         spec: recipe, LoRA shape, seed and warm-start rule.
@@ -321,6 +322,7 @@ class _Fit:
             self.say(f"not resumed: the state of step {facts['step']} is of {engine}, this is {self.engine_name()}")
             return {}
         self.now.unpack(tensors, facts)
+        self.now.micro_batches = max(self.now.micro_batches, self.settings.micro_batches)  # memory ran out since
         self.now.rewind()
         with self.engine.whole(self.model):
             self.model.restore(under(tensors, "now."))

@@ -1,4 +1,4 @@
-"""Memory that training needs under each ZeRO stage, and the stage that `engine.zero: auto` chooses."""
+"""Memory that training needs under each ZeRO stage, the stage of `engine.zero: auto`, and the memory of a replica."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import torch
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import attention
 from lsat_ray.backbone.load import Backbone, outline, pick_device
-from lsat_ray.config import EngineConfig, Experiment, LoraSettings, PromptConfig, Recipe
+from lsat_ray.config import BackboneConfig, EngineConfig, Experiment, LoraSettings, PromptConfig, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.answer import AnswerTokens
 from lsat_ray.prompts.batch import Batch
 
 ROOM = 0.9
 """Share of a worker's memory that the estimate may fill."""
+MODELS = 4
+"""Adapters that a replica holds: two of an ensemble, and the two that replace them."""
+FEWEST_TOKENS = 512
+"""A pass of fewer tokens is not proposed."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,21 @@ def estimate(
         weights //= world
     width = next(p for p in model.parameters() if id(p) not in slot).element_size()
     tokens = -(-recipe.batch_size // (world * engine.micro_batches)) * prompt.max_tokens
-    # A layer keeps the inputs of its norms, projections, attention and gated MLP, and on a CPU its attention weights.
-    layer = (
-        tokens * width * (10 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size))
-    )
+    layer = _layer(config, tokens * width)  # and on a CPU its attention weights
     if (model.device.type if model.device.type != "meta" else "cuda" if engine.gpus else "cpu") in attention.KEEPING:
         layer += min(attention.KEPT, tokens * width * prompt.max_tokens * config.num_attention_heads)
     kept = layers * tokens * width * config.hidden_size + layer if engine.checkpointing else layers * layer
     return Estimate(frozen, weights + gradients + moments, kept)
+
+
+def _layer(config: Any, size: int) -> int:
+    """Return the bytes of a layer's inputs of norms, projections, attention and gated MLP.
+
+    Args:
+        config: of the backbone.
+        size: bytes of one number for each token.
+    """
+    return int(size * (10 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)))
 
 
 def kept(model: AdaptedBackbone, batch: Batch) -> int:
@@ -103,9 +114,14 @@ def kept(model: AdaptedBackbone, batch: Batch) -> int:
 def available(device: torch.device, engine: EngineConfig) -> int:
     """Return the bytes that a worker may use: its share of its GPU (`engine.gpus`), or of the host."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * min(1.0, engine.gpus or 1.0))
+        return int(size_of(device) * min(1.0, engine.gpus or 1.0))
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return host // (engine.workers * engine.sessions)
+
+
+def size_of(device: torch.device) -> int:
+    """Return the bytes of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def choose(
@@ -209,6 +225,58 @@ def check(config: Experiment, folder: Path) -> None:
         return
     model = dressed(outline(folder, config.backbone), config.lora)
     if line := refusal(model, config, available(device, config.engine)):
+        raise LsatError(line)
+
+
+def replica_refusal(model: AdaptedBackbone, batch_tokens: int, memory: int, gpus: float) -> str | None:
+    """Return one line that says why a replica does not fit, with ways out, or None.
+
+    It holds the backbone, the adapters that it serves and will serve next, and one layer of its largest pass.
+
+    Args:
+        model: the backbone with a slot, without weights (`dressed`).
+        batch_tokens: of the largest pass.
+        memory: bytes of a whole GPU.
+        gpus: that a replica asks for; it uses one, or a part of it.
+    """
+    slot = {id(p) for p in model.slot_parameters().values()}
+    weights = [p for p in model.parameters() if id(p) not in slot]
+    frozen = sum(p.numel() * p.element_size() for p in weights)
+    adapters = MODELS * sum(4 * p.numel() for p in model.slot_parameters().values())
+    work = _layer(model.peft.get_base_model().config, batch_tokens * weights[0].element_size())
+    need, have = frozen + adapters + work, int(memory * min(1.0, gpus))
+    if need <= ROOM * have:
+        return None
+    parts = f"weights {_gib(frozen)}, adapters {_gib(adapters)}, activations {_gib(work)}"
+    ways = ["--set serve.gpus=0 --set backbone.device=auto (serve on the CPU)", "a smaller backbone.path"]
+    if gpus < 1 and need <= ROOM * memory:
+        ways.insert(0, "--set serve.gpus=1")
+    if (fewer := int((ROOM * have - frozen - adapters) / work * batch_tokens)) >= FEWEST_TOKENS:
+        ways.insert(0, f"--set engine.batch_tokens={fewer // FEWEST_TOKENS * FEWEST_TOKENS}")
+    way = ", or ".join(ways)
+    return f"memory: a replica needs about {_gib(need)} ({parts}) of {_gib(have)}; ways out: {way}"
+
+
+def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: int, folder: Path, gpus: float) -> None:
+    """Refuse a replica that does not fit its share of a GPU, before a weight is loaded.
+
+    As in training nothing is refused on a CPU or for quantised weights.
+
+    Args:
+        backbone: device and dtype of the weights.
+        lora: shape of the adapters.
+        batch_tokens: of its largest pass.
+        folder: of the backbone; only its `config.json` is read.
+        gpus: that a replica asks for.
+
+    Raises:
+        LsatError: with the ways out.
+    """
+    device = pick_device(backbone.device)
+    if device.type != "cuda" or not gpus or backbone.quantization:
+        return
+    model = dressed(outline(folder, backbone), lora)
+    if line := replica_refusal(model, batch_tokens, size_of(device), gpus):
         raise LsatError(line)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.metrics import auc_or_log_loss
 from lsat_ray.prompts.batch import Batch, Encoded
 from lsat_ray.scoring.score import margins
@@ -78,10 +79,23 @@ class YesNo:
 
 
 def sharded_margins(model: AdaptedBackbone, engine: Engine, encoded: Encoded, batch_tokens: int) -> np.ndarray:
-    """Return float32 [N], the margins of all targets, each computed by one worker."""
+    """Return float32 [N], the margins of all targets, each computed by one worker.
+
+    Raises:
+        LsatError: when memory runs out where every pass is one of all workers (ZeRO-3), so that none can be split.
+    """
     model.eval()
     share = (0, 1) if len(engine.shares) == engine.world else (engine.rank, engine.world)
-    index, margin = margins(engine.logits, encoded, model.device, batch_tokens, share=share)
+
+    def logits(batch: Batch) -> torch.Tensor:
+        try:
+            return engine.logits(batch)
+        except torch.OutOfMemoryError as error:
+            if not engine.splits:
+                raise
+            raise LsatError("scoring: out of memory under ZeRO stage 3; lower engine.batch_tokens") from error
+
+    index, margin = margins(logits, encoded, model.device, batch_tokens, share=share)
     model.train()
     index, margin = engine.gather(index), engine.gather(margin)
     out = np.empty(len(encoded.row), dtype=np.float32)

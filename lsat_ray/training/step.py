@@ -15,6 +15,20 @@ from lsat_ray.training.engine import Elastic, Engine
 from lsat_ray.training.objective import Objective, YesNo
 
 
+class OutOfMemory(LsatError):
+    """A rank's memory ran out and the others cannot repeat the step with it: the fit must begin again on all."""
+
+    def __init__(self, micro_batches: int, more: int) -> None:
+        """Say what was tried.
+
+        Args:
+            micro_batches: of the step that did not fit.
+            more: of a step that may fit.
+        """
+        super().__init__(_told(micro_batches))
+        self.micro_batches = more
+
+
 def step_with_oom_retry(
     model: AdaptedBackbone,
     engine: Engine,
@@ -32,8 +46,9 @@ def step_with_oom_retry(
         What `gradients` returns, and the micro-batches that it took.
 
     Raises:
-        LsatError: when there is nothing left to halve, or the engine cannot repeat a step (DeepSpeed reduces gradients
-            while it computes them, so a rank that fails leaves the others waiting).
+        OutOfMemory: when the engine cannot repeat a step (DeepSpeed reduces gradients while it computes them, so a rank
+            that fails leaves the others waiting in a collective); the caller ends the ranks and begins the fit again.
+        LsatError: when there is nothing left to halve.
     """
     while True:
         cause: torch.OutOfMemoryError | None = None
@@ -46,12 +61,12 @@ def step_with_oom_retry(
         if not short:
             engine.step(lr)
             return value, micro_batches
-        if not isinstance(engine, Elastic) or micro_batches >= len(batch):
-            raise LsatError(
-                f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
-                "set engine.checkpointing, or lower recipe.batch_size"
-            ) from cause
-        micro_batches = min(2 * micro_batches, len(batch))
+        if micro_batches >= len(batch):
+            raise LsatError(_told(micro_batches)) from cause
+        more = min(2 * micro_batches, len(batch))
+        if not isinstance(engine, Elastic):
+            raise OutOfMemory(micro_batches, more) from cause
+        micro_batches = more
         engine.restart(micro_batches)
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -114,3 +129,10 @@ def gradients(
         engine.end_share()
         values.append(value * engine.world)
     return values
+
+
+def _told(micro_batches: int) -> str:
+    return (
+        f"training: out of memory with {micro_batches} micro-batches a step; raise engine.micro_batches, "
+        "set engine.checkpointing, or lower recipe.batch_size"
+    )

@@ -39,6 +39,13 @@ def test_sessions_share_the_cores_of_their_machine() -> None:
     assert rows[2]["limit"] == "cores"
 
 
+def test_every_session_starts_and_starts_share_the_cores_too() -> None:
+    """Four sessions on a busy machine were predicted to be there as soon as one."""
+    run = Measured(tuple(FREE), serial=1.0, gap=0.0, wall=14.0, sessions=1, cores=1, starting=5.0)
+    assert [r["seconds"] for r in curve(run, "back-fill", (1, 2, 4), cores=1)] == [14.0, 19.0, 29.0]
+    assert [r["seconds"] for r in curve(run, "back-fill", (1, 2, 4))] == [14.0, 10.0, 8.0], "cores of their own"
+
+
 def test_a_barrier_costs_and_what_limits_is_named() -> None:
     run = Measured((*CHAIN, *FREE, Job("s", 4.0)), serial=3.0, gap=0.0, wall=21.0, sessions=1)
     filled, replayed, chains = (curve(run, s, (1, 2, 64)) for s in ("back-fill", "replay", "chains"))

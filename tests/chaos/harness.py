@@ -46,6 +46,8 @@ class Place:
     root: Path
     backend: str
     port: int = 18600
+    sessions: int = 1
+    """Training sessions, on Ray."""
 
     def folder(self, run: str) -> Path:
         """Return a run's folder."""
@@ -213,7 +215,7 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
     from tests.chaos.points import instrument
 
     tree = {**yaml.safe_load(CONFIG), "name": run, "serve": {"port": place.port}}
-    tree["engine"]["kind"] = "torch"  # so that both backends end with the same bytes
+    tree["engine"] |= {"kind": "torch", "sessions": place.sessions}  # so that both backends end with the same bytes
     config = Experiment.model_validate(tree)
     backend: Any
     if place.backend == "local":

@@ -58,12 +58,14 @@ class Kill:
 
     name: str
     title: str
-    """Part of the process's command line; all that have it are struck."""
+    """Part of the process's command line; all that have it are struck, of several sessions one."""
     port: int
     """Of the run's endpoint."""
     now: Callable[[Path], bool]
     """Says by the run's folder whether it is time."""
     what: signal.Signals = signal.SIGKILL
+    sessions: int = 1
+    """Of the run."""
 
 
 KILLS = {
@@ -73,6 +75,7 @@ KILLS = {
         Kill("stream", "ray::StreamReplayer", 18611, training),
         Kill("training-worker", "RayTrainWorker", 18612, training),
         Kill("session", "TrainController", 18620, training),
+        Kill("one-of-two-sessions", "TrainController", 18621, training, sessions=2),
         Kill("replica", "ServeReplica:", 18613, scoring),
         Kill("proxy", "ray::ProxyActor", 18614, scoring),
         Kill("controller", "ray::ServeController", 18615, scoring),
@@ -85,7 +88,7 @@ KILLS = {
 
 def face(root: Path, kill: Kill) -> Outcome:
     """Let a process die, and compare with the undisturbed run, which lies in the same folder."""
-    place, began = Place(root, "ray", kill.port), time.monotonic()
+    place, began = Place(root, "ray", kill.port, kill.sessions), time.monotonic()
     struck: list[str] = []
     code = attempt(place, kill.name, meanwhile=partial(_strike, place.folder(kill.name), kill, struck))
     if not struck:
@@ -103,8 +106,8 @@ def _strike(run: Path, kill: Kill, struck: list[str], pid: int) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
         victims = {p: line for p, line in descendants(pid).items() if kill.title in line}
-        if victims and kill.now(run):
-            for victim, line in victims.items():
+        if len(victims) >= kill.sessions and kill.now(run):
+            for victim, line in list(victims.items())[: 1 if kill.sessions > 1 else None]:
                 os.kill(victim, kill.what)
                 struck.append(line)
             return

@@ -85,6 +85,22 @@ def test_memory_that_does_not_suffice_fails(tmp_path: Path) -> None:
     assert any("--set engine.micro_batches=" in line for line in lines["fail"])
 
 
+def test_a_replica_that_does_not_fit_its_share_of_a_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from shapes import shape, shipped
+
+    from lsat_ray.cli.model import fits
+    from lsat_ray.training import memory
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(memory, "size_of", lambda _: 80 * 2**30)
+    (found,) = fits(shipped("ml1m_llama7b", monkeypatch), shape("llama7b"))
+    assert found.level == "ok"
+    whole, replica = fits(shipped("ml1m_llama7b", monkeypatch, "serve.gpus=0.1"), shape("llama7b"))
+    assert (whole.level, replica.level) == ("ok", "fail")
+    assert replica.text.startswith("a replica needs about 1") and "serve.gpus=1" in replica.remedy
+
+
 def test_a_log_that_cannot_be_read_fails_with_its_remedy(tmp_path: Path) -> None:
     code, lines = doctor(tmp_path, "data.format=movielens", f"data.path={tmp_path}/none")
     assert code == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,34 @@ def test_every_name_of_the_package_is_there_and_no_other() -> None:
         lsat_ray.repaly  # noqa: B018
 
 
-def test_an_address_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["s3://bucket/runs", "gs://bucket/runs"])
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("lsat_ray.cli.app", "replay --runs-dir"),
+        ("lsat_ray.cli.app", "study --runs-dir"),
+        ("lsat_ray.cli.app", "sweep --vary lora.rank=[2,4] --runs-dir"),
+        ("lsat_ray.cli.app", "doctor --runs-dir"),
+        ("lsat_ray.cli.app", "serve --follow"),
+        ("lsat_ray.cli.app", "search --run"),
+        ("lsat_ray.cli.app", "trial withdraw"),
+        ("jobs.stream_replay", "--runs-dir"),
+        ("jobs.compare_strategies", "--runs-dir"),
+        ("jobs.sweep", "--vary lora.rank=[2,4] --runs-dir"),
+        ("jobs.analyze_search", "--run"),
+    ],
+)
+def test_an_address_is_no_folder(
+    address: str, module: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve --follow` waited for ever for a run in a folder of that name."""
     monkeypatch.chdir(tmp_path)
-    for command in ("replay", "study", "doctor"):
-        done = CliRunner().invoke(app, [command, "--runs-dir", "s3://bucket/runs"])
-        assert done.exit_code == 2
-        assert done.output.startswith("error: --runs-dir s3://bucket/runs: ")
-        assert done.output.count("\n") == 1
+    done = CliRunner().invoke(import_module(module).app, [*words.split(), address])
+    assert done.exit_code == 2
+    (line,) = [text for text in done.output.splitlines() if "reading the logs" not in text]
+    assert re.match(r"error: .*bucket/runs: ", line)
+    if not words.endswith(("--run", "withdraw")):  # these two look into the folder of a run that has ended
+        assert "runs lie in a folder, not behind an address" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib
 import shlex
 import tomllib
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kuberay
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -29,6 +34,8 @@ MANIFESTS = [
     ("kuberay-rayjob.yaml", "RayJob", "rayClusterSpec"),
     ("kuberay-rayservice.yaml", "RayService", "rayClusterConfig"),
 ]
+KUBERNETES = "1.33"
+"""Version whose pods the manifests describe."""
 INSTANCES = {
     "m5.2xlarge": {"CPU": 8},
     "g5.2xlarge": {"CPU": 8, "GPU": 1},
@@ -127,15 +134,15 @@ def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
 ) -> None:
     from shapes import shape, shipped
 
-    from lsat_ray.training.memory import ROOM, dressed, refusal
+    from lsat_ray.training.memory import dressed, refusal, replica_refusal
 
     node = read(name)["available_node_types"][kind]["node_config"]
     experiment = shipped(config, monkeypatch)
     backbone = shape(model)
     card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
-    assert refusal(dressed(backbone, experiment.lora), experiment, int(card * experiment.engine.gpus)) is None
-    weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    assert weights < ROOM * card * experiment.serve.gpus, "a replica"
+    model, tokens = dressed(backbone, experiment.lora), experiment.engine.batch_tokens
+    assert refusal(model, experiment, int(card * experiment.engine.gpus)) is None
+    assert replica_refusal(model, tokens, card, experiment.serve.gpus) is None
 
 
 def test_there_is_one_image_and_one_list_of_packages() -> None:
@@ -181,6 +188,31 @@ def test_kuberay_manifests_have_the_structure_that_the_operator_expects(name: st
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         tolerated = {t["key"] for t in group["template"]["spec"]["tolerations"]}
         assert "nvidia.com/gpu" in tolerated
+
+
+@pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
+def test_kuberay_manifests_have_no_field_that_the_published_apis_lack(name: str, kind: str, section: str) -> None:
+    """A misspelt field is dropped without a word by the server, or refused."""
+    whole, template = read(name), ("spec", section, "headGroupSpec", "template")
+    jsonschema.validate(whole, kuberay.manifest(kind))
+    cluster = whole["spec"][section]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        _check_pod(group["template"])
+    for place, wrong in ((("spec", section), "authOption"), (template, "spek"), (("spec",), "entryPoint")):
+        broken = read(name)
+        reduce(getitem, place, broken)[wrong] = "x"
+        with pytest.raises(jsonschema.ValidationError, match=wrong):
+            jsonschema.validate(broken, kuberay.manifest(kind))
+    broken = read(name)
+    reduce(getitem, (*template, "spec"), broken)["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
+        _check_pod(reduce(getitem, template, broken))
+
+
+def _check_pod(template: Any) -> None:
+    """Check a pod template against Kubernetes' own published schema, unknown fields refused."""
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def test_the_service_answers_only_with_the_token_that_every_pod_knows() -> None:

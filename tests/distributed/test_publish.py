@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import socket
+import threading
 import types
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray import serve
 from ray.exceptions import RayActorError
 
 from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.distributed import serving
+from lsat_ray.distributed.backend import RayBackend
 from lsat_ray.distributed.scorer import Report
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.model import Model
@@ -259,3 +263,29 @@ def test_a_service_file_without_a_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.resolved.yaml").write_text(configured().to_yaml())
     with pytest.raises(LsatError, match=r"serve\.token_env: no token is asked for"):
         serving.application({"run_dir": str(tmp_path), "backbone": "somewhere"})
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["hangs", "gives up"])
+def test_an_endpoint_that_does_not_end_does_not_hold_up_a_run(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve waits for ever for a controller that hangs, and raises when an application takes longer than a minute."""
+
+    def delete(name: str) -> None:
+        if fails:
+            raise TimeoutError(f"{name} is not deleted after 60s")
+        held.wait()
+
+    held = threading.Event()
+    monkeypatch.setattr(serve, "delete", delete)
+    monkeypatch.setattr(serving, "STOP_S", 0.2)
+    assert serving.stop(Experiment()) is False
+    held.set()
+
+
+def test_a_start_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Serve controller that hangs tells nothing of the start, and the driver waited for ever."""
+    monkeypatch.setattr(serving, "STOP_S", 0.1)
+    backend = RayBackend(Experiment(serve=ServeConfig(start_s=0.1)))
+    backend._say, backend._endpoint = lambda text: None, Future()
+    with pytest.raises(LsatError, match="Serve's controller does not answer"):
+        backend.publish([MODEL], 1)
+    backend.close()

@@ -156,6 +156,17 @@ def test_the_token_is_asked_for_and_health_is_not_guarded(endpoint: Endpoint) ->
         assert stranger.post("/commit", headers=BEARER, json=1).status_code == 404  # control is not on HTTP
 
 
+def test_no_log_of_the_cluster_holds_a_token(endpoint: Endpoint, client: httpx.Client) -> None:
+    import ray
+
+    assert client.post("/score", json=endpoint.question(0)).status_code == 200
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    files = [p for p in logs.rglob("*") if p.is_file()]
+    assert len(files) > 10
+    for token in (TOKEN["LSAT_TEST_TOKEN"], os.environ["RAY_AUTH_TOKEN"]):
+        assert [p.name for p in files if token.encode() in p.read_bytes()] == []
+
+
 def test_swaps_under_load_lose_nothing_and_mix_nothing(endpoint: Endpoint) -> None:
     a, b, c, d = endpoint.adapters
     models = [Model("lsat-en(2)", t, "output-ensemble", pair, (0.5, 0.5)) for t, pair in enumerate([(a, b), (c, d)], 2)]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lsat_ray.config import EngineConfig, Experiment
-from lsat_ray.data.periods import Slice
+from lsat_ray.adapters.spec import AdapterSpec, Regulariser
+from lsat_ray.config import EngineConfig, Experiment, Recipe
+from lsat_ray.data.periods import Periods, Slice
+from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
-from lsat_ray.runs.tasks import Context, Score
+from lsat_ray.runs.tasks import Context, Fit, Score
 from lsat_ray.scoring.model import Model
 from tests.chaos.kills import descendants
 
@@ -112,6 +115,23 @@ def test_what_a_session_had_is_done_by_the_one_that_lives(ray_cluster: Any, tmp_
     assert "session 0 died for good" in (tmp_path / "train" / "sessions.log").read_text()
 
 
+def test_a_search_does_not_wait_for_sessions_that_are_gone(ray_cluster: Any, tmp_path: Path) -> None:
+    """A trial asked the queue for ever whether somebody had scored its candidate."""
+    from lsat_ray.distributed.training import TrainingSessions
+
+    class Gone(TrainingSessions):
+        """Sessions that have given up."""
+
+        def _fit(self, session: int) -> None:
+            return
+
+    sessions = Gone(EngineConfig(workers=1), tmp_path)
+    sessions.open(Context(None, "", "", ()), None)  # type: ignore[arg-type]
+    with pytest.raises(LsatError, match=r"no session is left to train in .*sessions\.log"):
+        sessions.run([Score(Model("lsat-ta", 1, "single"), Slice(1, "validation"))], set())
+    sessions.close()
+
+
 def test_a_queue_that_hangs_is_killed_and_told_again(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,3 +161,78 @@ def test_a_queue_that_hangs_is_killed_and_told_again(
         with contextlib.suppress(ProcessLookupError):
             os.kill(queue, signal.SIGKILL)
     sessions.close()
+
+
+def crowded(loop: dict[str, Any]) -> None:
+    """Be a training worker; on rank 1 a training step has room for six sequences of the eight that are its share."""
+    from lsat_ray.distributed.deepspeed_engine import DeepSpeedEngine
+    from lsat_ray.distributed.training import session_loop
+
+    plain = DeepSpeedEngine.logits
+
+    def logits(engine: Any, batch: Any) -> torch.Tensor:
+        if engine.rank == 1 and torch.is_grad_enabled() and len(batch.tokens) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(engine, batch)
+
+    DeepSpeedEngine.logits = logits  # type: ignore[method-assign]
+    session_loop(loop)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rank_whose_memory_runs_out_under_deepspeed_begins_the_fit_again_with_all(
+    ray_cluster: Any,
+    tiny_experiment: Experiment,
+    tiny_periods: Periods,
+    tiny_backbone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ended the run; the other rank waits in a collective, so that no rank can go on by itself."""
+    import ray
+
+    from lsat_ray.adapters.store import AdapterStore
+    from lsat_ray.distributed import training
+    from lsat_ray.distributed.stream import StreamReplayer
+    from lsat_ray.runs.worker import Worker
+    from lsat_ray.training.engine import TorchEngine
+
+    def spec(**changes: Any) -> AdapterSpec:
+        rows = (Slice(1, "train"),), (Slice(1, "validation"),)
+        recipe = Recipe(lr=5e-3, batch_size=16, epochs=1)
+        config = tiny_experiment
+        return AdapterSpec("b", tiny_periods.fingerprint, *rows, config.prompt, config.lora, recipe, 1, **changes)
+
+    first = spec()
+    second = spec(init=first, regulariser=Regulariser("softmax-kl", 5.0))
+    for folder in ("run", "plain"):
+        (tmp_path / folder / "adapters").mkdir(parents=True)
+    settings = EngineConfig(kind="deepspeed", zero=2, workers=2, cpus=0.2, max_failures=0, threads=1)
+
+    def context(folder: str) -> Context:
+        return Context(tiny_experiment, str(tiny_backbone_folder), str(tmp_path / folder / "adapters"), titles)
+
+    titles = tuple(tiny_periods.titles)
+    (tmp_path / "run" / "config.resolved.yaml").touch()
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__))
+    monkeypatch.setattr(training, "session_loop", crowded)
+    held = ray.put(tiny_periods)
+    stream = StreamReplayer.remote(ray.cloudpickle.dumps(held), 1, str(tmp_path))  # type: ignore[attr-defined]
+    ray.get(stream.arrive.remote(1))
+    sessions = training.TrainingSessions(settings, tmp_path / "run")
+    sessions.open(context("run"), stream)
+    sessions.run([Fit(first), Fit(second)], set())  # one try per task: memory that runs out is none
+    sessions.close()
+    ray.kill(stream)
+    log = (tmp_path / "run" / "train" / "sessions.log").read_text()
+    assert log.count("OutOfMemory: training: out of memory with 1 micro-batches a step") == 1, log
+
+    reader = Stream(tiny_periods)
+    reader.arrive(1)
+    worker = Worker(context("plain"), EngineConfig(kind="torch", threads=1), reader, lambda _: TorchEngine(), print)
+    for one in (first, second):
+        worker.run(Fit(one))
+        split, whole = (AdapterStore(tmp_path / f / "adapters").load(one.digest) for f in ("run", "plain"))
+        for name, value in whole.state.items():
+            torch.testing.assert_close(split.state[name], value, rtol=2e-3, atol=2e-4)

@@ -262,3 +262,19 @@ def test_a_run_whose_search_was_not_kept_is_not_finished(tiny_experiment: Experi
         go(config, tmp_path, backend=Forgetful(config))
     assert finished(check(config), tmp_path, "replay") is None
     assert go(config, tmp_path) == finished(check(config), tmp_path, "replay")
+
+
+def test_a_finished_run_starts_nothing(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command took 30 to 40 s: it started a cluster, sessions and an endpoint to find nothing to do."""
+    from lsat_ray.cli import front
+
+    engine = tiny_experiment.engine.model_copy(update={"backend": "local"})
+    config = quick(tiny_experiment, strategies=("short-term", "lsat-en"), engine=engine)
+    for order in (front.replay, front.study):
+        run, said = order(config, tmp_path / order.__name__, say=lambda _: None), []
+        with monkeypatch.context() as patch:
+            patch.setattr(front, "make_backend", lambda _: pytest.fail("a backend was made"))
+            assert order(config, tmp_path / order.__name__, say=said.append) == run
+        assert said[-1] == "nothing left to do"

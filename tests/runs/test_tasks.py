@@ -73,6 +73,18 @@ def test_a_task_that_kills_its_session_three_times_has_failed_and_the_others_go_
     assert book.take(0) == good
 
 
+def test_a_task_that_did_not_fit_is_given_back_without_a_try_and_steps_are_split_from_then_on() -> None:
+    book = TaskBook(tries=1)
+    first, second = chain(2)
+    book.submit([first, second], set())
+    assert book.take(0) == first
+    book.split(0, 4)
+    book.split(0, 2)  # the other rank, whose memory ran out too
+    assert (book.micro_batches, book.counts()["waiting"]) == (4, 2)
+    book.give_back(0, "its worker died")
+    assert book.take(0) == first
+
+
 def test_a_session_whose_answer_was_lost_gets_its_task_again_without_a_try() -> None:
     """A repeated call took a second task, and the first stayed running for ever."""
     book = TaskBook(tries=1)

@@ -16,7 +16,7 @@ from lsat_ray.config import EngineConfig, Experiment, PromptConfig, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import collate
 from lsat_ray.training import memory
-from lsat_ray.training.memory import ROOM, choose, dressed, estimate, kept, refusal
+from lsat_ray.training.memory import ROOM, check_replica, choose, dressed, estimate, kept, refusal
 
 ENGINE = EngineConfig(workers=4)
 RECIPE, PROMPT = Recipe(batch_size=128), PromptConfig(max_tokens=512)
@@ -91,6 +91,33 @@ def test_a_7b_model_on_a_24_gb_card_is_refused_with_ways_out_that_fit(
         assert refusal(model, shipped(name, monkeypatch, *sets), GIB24) is None, sets
     assert refusal(model, config, GIB80) is None
     assert "a smaller backbone.path" in (refusal(model, config, 2**30) or "")
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Describe this machine as one with a GPU of so many bytes."""
+    monkeypatch.setattr(memory, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(memory, "size_of", lambda _: size)
+
+
+def test_a_replica_that_does_not_fit_its_share_is_refused_with_ways_out_that_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only training was estimated; the endpoint ended out of memory after the weights were loaded."""
+    config = shipped("ml1m_llama7b", monkeypatch)
+    monkeypatch.setattr(memory, "outline", lambda *_: shape("llama7b"))
+    gpu(monkeypatch, GIB24)
+
+    def check(tokens: int, gpus: float) -> None:
+        check_replica(config.backbone, config.lora, tokens, tmp_path, gpus)
+
+    check(16384, 1.0)
+    check(16384, 0.0)  # it serves on the CPU
+    with pytest.raises(LsatError, match=r"memory: a replica needs about 1\d\.\d+ GiB .* of 12\.00 GiB") as half:
+        check(16384, 0.5)
+    assert "--set serve.gpus=1" in str(half.value)
+    with pytest.raises(LsatError, match=r"of 24\.00 GiB; ways out: --set engine\.batch_tokens=") as wide:
+        check(100_000, 1.0)
+    check(int(re.findall(r"batch_tokens=(\d+)", str(wide.value))[0]), 1.0)
 
 
 def test_a_gpu_that_is_too_small_is_found_before_a_weight_is_loaded(

@@ -16,7 +16,8 @@ from lsat_ray.config import EngineConfig, LoraSettings, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Batch
 from lsat_ray.training.checkpoint import FACTS, TENSORS, Checkpointer
-from lsat_ray.training.fit import Elastic, Fitted, Resumable, TorchEngine, fit
+from lsat_ray.training.fit import Elastic, Fitted, Resumable, TorchEngine, fit, sharded_margins
+from lsat_ray.training.step import OutOfMemory
 
 RECIPE = Recipe(lr=5e-3, batch_size=8, epochs=2, eval_every=3, patience=5, warmup=5)
 
@@ -245,6 +246,45 @@ def test_where_another_rank_runs_out_this_one_begins_the_step_again_with_it(benc
 def test_one_sequence_too_many_is_an_error_with_a_remedy(bench: Workbench) -> None:
     with pytest.raises(LsatError, match=r"out of memory.*engine\.micro_batches"):
         fit(bench.spec(), bench.model, bench.train, bench.validation, Small(0), EngineConfig(kind="torch"))
+
+
+def test_an_engine_that_cannot_repeat_a_step_says_how_many_micro_batches_to_begin_again_with(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    """DeepSpeed ended the run; a state of the fit brings its own number of micro-batches, which had not fitted."""
+
+    class Rigid(Small):
+        """A device whose room ends after some calls, under an engine that cannot repeat a step."""
+
+        any = restart = None  # type: ignore[assignment]
+
+        def logits(self, batch: Batch) -> torch.Tensor:
+            self.room = 99 if len(self.sizes) < 2 else 9
+            return super().logits(batch)
+
+    spec = bench.spec(recipe=Recipe(lr=5e-3, batch_size=16, epochs=1))
+    states = Checkpointer(tmp_path, 1)
+    engine = Rigid(99)
+    with pytest.raises(OutOfMemory, match=r"with 1 micro-batches a step; raise engine\.micro_batches") as caught:
+        fit(spec, bench.model, bench.train, bench.validation, engine, SETTINGS, checkpoint=states)
+    more = SETTINGS.model_copy(update={"micro_batches": caught.value.micro_batches})
+    heard: list[str] = []
+    fitted = fit(
+        spec, bench.model, bench.train, bench.validation, engine, more, progress=heard.append, checkpoint=states
+    )
+    assert heard[0] == "resumed at step 2"
+    plain = run(bench, recipe=spec.recipe)
+    for name, value in plain.adapter.state.items():
+        torch.testing.assert_close(fitted.adapter.state[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_no_rank_scores_one_pass_more_than_the_others_where_weights_are_split(bench: Workbench) -> None:
+    """Halving a batch is one more pass, in which the other ranks would never take part."""
+    engine = TorchEngine()
+    engine.splits = True
+    engine.logits = lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA"))  # type: ignore[method-assign]
+    with pytest.raises(LsatError, match=r"out of memory under ZeRO stage 3; lower engine\.batch_tokens"):
+        sharded_margins(bench.model, engine, bench.train, 4096)
 
 
 def test_scoring_halves_its_batches_too(bench: Workbench) -> None:

@@ -17,7 +17,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.training.frozen import SLOT as FROZEN_SLOT
 
 
-def _deepspeed() -> Any:
+def library() -> Any:
     """Import DeepSpeed for this machine."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -34,7 +34,7 @@ class Shards:
     """
 
     def __init__(self) -> None:
-        self._deepspeed = _deepspeed()
+        self._deepspeed = library()
 
     @contextmanager
     def loading(self, dtype: torch.dtype) -> Iterator[None]:
@@ -72,7 +72,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, stage: int) -> None:
-        self._deepspeed = _deepspeed()
+        self._deepspeed = library()
         self.kind = f"deepspeed zero {stage}"
         self.stage = stage
         self.splits = stage == 3

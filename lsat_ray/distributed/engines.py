@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from lsat_ray.training.engine import Engine
 
 
+def load(settings: EngineConfig) -> None:
+    """Import what the first task needs, which takes seconds that a session has while the driver builds the backbone."""
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    from lsat_ray.runs import worker  # noqa: F401
+
+    if settings.kind != "torch":
+        from lsat_ray.distributed.deepspeed_engine import library
+
+        library()
+
+
 def stage(settings: EngineConfig, context: Context, rank: int) -> int:
     """Return the ZeRO stage; where it was left open it follows from the backbone's shape, and rank 0 says why."""
     if settings.kind == "torch" or settings.zero != "auto":

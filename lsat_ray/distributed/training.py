@@ -323,9 +323,7 @@ def session_loop(loop: dict[str, Any]) -> None:
 
     if not shared(lambda: queue.begin.remote(session)):
         return
-    import peft  # noqa: F401 - what takes seconds, while the driver still builds the backbone
-    import transformers.modeling_utils  # noqa: F401
-
+    engines.load(engine)
     from lsat_ray.runs.worker import Worker
     from lsat_ray.training.step import OutOfMemory
 

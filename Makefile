@@ -6,6 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 SHELL  := /bin/bash
+RUNS   := tests/distributed tests/runs tests/chaos
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -21,10 +22,10 @@ test: $(STAMP) lint         ## lint, types and the tests without the long ones, 
 	$(MAKE) --no-print-directory -j2 test-core test-ray
 
 test-core: $(STAMP)         ## what computes; it gives way to the half that waits for Ray
-	nice $(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/distributed
+	nice $(BIN)/python -m pytest -p no:cacheprovider $(addprefix --ignore=,$(RUNS))
 
-test-ray: $(STAMP)          ## what runs on a Ray cluster
-	$(BIN)/python -m pytest tests/distributed
+test-ray: $(STAMP)          ## what runs on a Ray cluster, and whole runs without one
+	$(BIN)/python -m pytest $(RUNS)
 
 test-slow: $(STAMP)         ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -39,6 +39,7 @@ CHANGES: dict[str, Any] = {
     "strategies": ["short-term"],
     "data.path": "elsewhere",
     "serve.default": "lsat-en",
+    "serve.catalogue": "titles.txt",
     "generative.reference": "pretrain",
     "generative.beams": [12, 40],
     "data.metadata": "elsewhere",

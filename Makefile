@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 SHELL  := /bin/bash
-RUNS   := tests/distributed tests/runs tests/chaos
+RUNS   := tests/distributed tests/chaos
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -24,7 +24,7 @@ test: $(STAMP) lint         ## lint, types and the tests without the long ones, 
 test-core: $(STAMP)         ## what computes; it gives way to the half that waits for Ray
 	nice $(BIN)/python -m pytest -p no:cacheprovider $(addprefix --ignore=,$(RUNS))
 
-test-ray: $(STAMP)          ## what runs on a Ray cluster, and whole runs without one
+test-ray: $(STAMP)          ## what runs on a Ray cluster, and the faults
 	$(BIN)/python -m pytest $(RUNS)
 
 test-slow: $(STAMP)         ## the long tests

@@ -4,7 +4,7 @@
 
 runs a study per drift x half-life (in samples) x rows per period x backbone, five seeds each, and writes
 `when_two_adapters_pay/map.csv`, its figure, versions and the newest cell's resolved config after every cell. The same
-command resumes; `--draw` only draws.
+command resumes; cells of earlier commands stay in the file unless they are measured again; `--draw` only draws.
 """
 
 from __future__ import annotations
@@ -87,6 +87,20 @@ def differences(found: Mapping[str, Mapping[str, Runs]], reference: str = "full-
     return pd.DataFrame(rows, columns=["strategy", "delta", "low", "high", "seeds", "backbones"])
 
 
+def merged(path: Path, measured: pd.DataFrame) -> pd.DataFrame:
+    """Return the map in a file with the measured cells in the place of its own, sorted by rows, half-life and drift.
+
+    Args:
+        path: `map.csv` of earlier commands; it need not exist.
+        measured: columns `MAP`.
+    """
+    cell = ["rows", "half_life", "drift"]
+    earlier = pd.read_csv(path) if path.is_file() else measured.iloc[:0]
+    again = set(measured[cell].itertuples(index=False, name=None))
+    kept = [key not in again for key in earlier[cell].itertuples(index=False, name=None)]
+    return pd.concat([earlier[kept], measured], ignore_index=True)[MAP].sort_values(cell, kind="stable")
+
+
 def cells(options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, Experiment]]]:
     """Yield every cell of the map: its knobs, and its study by backbone. The number of samples is the same in all."""
     whole = load(options.config).data.keep_last
@@ -124,11 +138,9 @@ def main() -> None:
     parser.add_argument("--backbones", type=int, default=3)
     options = parser.parse_args()
     folder = options.out / "when_two_adapters_pay"
-    blocks = []
     for knobs, studies in [] if options.draw else cells(options):
         found = {b: RunReader(study(config, options.runs_dir)).scores for b, config in studies.items()}
-        blocks.append(differences(found).assign(**knobs))
-        table = pd.concat(blocks, ignore_index=True)[MAP]
+        table = merged(folder / "map.csv", differences(found).assign(**knobs)[MAP])
         write_atomic(folder / "map.csv", table.to_csv(index=False, float_format="%.6g"))
         write_atomic(folder / "config.resolved.yaml", next(iter(studies.values())).to_yaml())  # the newest cell's
         write_atomic(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")

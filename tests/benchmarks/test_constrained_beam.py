@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_it_writes_its_result(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    small = ["--items", "200", "--hidden", "16", "--rows", "2", "--batch", "4", "--json", str(out)]
+    small = ["--items", "200", "--hidden", "16", "--rows", "2", "--batch", "4", "--rounds", "1", "--json", str(out)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "constrained_beam.py"), *small],
@@ -26,3 +26,4 @@ def test_it_writes_its_result(tmp_path: Path) -> None:
     assert result["items"] == result["semantic_ids"] == 200
     seconds = result["seconds_a_history"]
     assert result["speedup"] == seconds["exhaustive"] / seconds["beam"] > 0
+    assert result["speedup_range"] == [result["speedup"]] * 2

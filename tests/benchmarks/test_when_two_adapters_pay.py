@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.when_two_adapters_pay import MAP, cells, differences, draw
+from benchmarks.when_two_adapters_pay import MAP, cells, differences, draw, merged
 from lsat_ray.evaluation.metrics import auc
 from lsat_ray.evaluation.significance import Key, Scored
 
@@ -46,6 +46,24 @@ def test_a_cell_of_the_map_compares_over_seeds_and_backbones(rng: np.random.Gene
     assert mine["delta"] == pytest.approx(means["hedge"] - means["full-retraining"])
     assert 0 < mine["low"] < mine["delta"] < mine["high"]
     assert (mine["strategy"], mine["seeds"], mine["backbones"]) == ("hedge", 2, 3)
+
+
+def test_cells_of_earlier_commands_stay_in_the_map(tmp_path: Path) -> None:
+    def cell(drift: float, rows: int, delta: float) -> pd.DataFrame:
+        lines = [(name, drift, 400.0, rows, delta, -0.1, 0.2, 5, 3) for name in ("hedge", "fine-tuning")]
+        return pd.DataFrame(lines, columns=MAP)
+
+    path = tmp_path / "map.csv"
+    for drift, rows, delta in ((0.0, 400, 0.01), (2.4, 400, 0.02), (2.4, 200, 0.03), (2.4, 400, 0.04)):
+        merged(path, cell(drift, rows, delta)).to_csv(path, index=False)
+    found = pd.read_csv(path)
+    assert list(found.columns) == MAP
+    assert found["strategy"].tolist() == ["hedge", "fine-tuning"] * 3
+    assert found[["rows", "drift", "delta"]].drop_duplicates().to_numpy().tolist() == [
+        [200, 2.4, 0.03],
+        [400, 0.0, 0.01],
+        [400, 2.4, 0.04],
+    ]
 
 
 def test_the_map_holds_the_stream_fixed_and_varies_the_cut() -> None:

@@ -131,7 +131,7 @@ def publish(run: Path, out: Path) -> Path:
         raise LsatError(f"{run}: {missing[0]} is missing; run `lsat-ray study` on its config to the end")
     folder = out / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in (*KEPT, *(p.name for p in run.glob("penalties.csv"))):
         shutil.copyfile(run / name, folder / name)
     table = ordering(pd.read_parquet(run / "tests.parquet"))
     write_atomic(folder / "ordering.csv", table.to_csv(index=False, float_format="%.6f"))

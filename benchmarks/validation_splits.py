@@ -61,6 +61,7 @@ def main() -> None:
         found[name] = facts(study(config, options.runs_dir))
         print(f"{name}: {found[name]}", flush=True)
     command = f"python benchmarks/validation_splits.py --config {options.config} --json {options.json}"
+    command += "".join(f' --set "{one}"' for one in options.set)
     write_atomic(options.json, json.dumps({"command": command, "splits": found}, indent=2) + "\n")
 
 

@@ -19,6 +19,16 @@ def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
     assert "python jobs/" in head or "lsat-ray " in head
 
 
+@pytest.mark.parametrize("name", ["ml1m_llama7b", "amazon_book_llama7b"])
+def test_the_papers_configs_have_its_settings_and_list_what_departs(name: str) -> None:
+    (path,) = (p for p in CONFIGS if p.stem == name)
+    found = config.load(path)
+    assert (found.recipe.cadence, found.search.space, found.recipe.select) == ("lsat", "double-softmax", "auc")
+    head = " ".join(path.read_text().split("name:")[0].replace("#", "").split())
+    for departure in ("bfloat16", "recipe.loss=language", "whole vocabulary", "from 0 to 1", "512 tokens", "schedule"):
+        assert departure in head, departure
+
+
 def test_one_shipped_config_names_every_strategy() -> None:
     (path,) = (p for p in CONFIGS if p.stem == "all_strategies")
     assert config.load(path).strategies == tuple(STRATEGIES)
@@ -61,6 +71,12 @@ def test_bad_values_name_key_and_remedy(tmp_path: Path, override: str, message: 
     path.write_text("name: a\n")
     with pytest.raises(LsatError, match=message):
         config.load(path, [override])
+
+
+def test_the_loss_of_the_whole_text_is_refused_where_prompts_share_a_sequence() -> None:
+    assert config.load(None, ["recipe.loss=language"]).prompt.layout == "exact"
+    with pytest.raises(LsatError, match=r"recipe\.loss: language is a loss of one prompt; prompt\.layout is stream"):
+        config.load(None, ["recipe.loss=language", "prompt.layout=stream"])
 
 
 def test_missing_file_and_broken_yaml_name_the_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lsat_ray.backbone import gated, lean
 from lsat_ray.backbone.dropout import Dropout
-from lsat_ray.backbone.forward import answer_states
+from lsat_ray.backbone.forward import answer_states, text_loss
 from lsat_ray.backbone.load import Backbone
 from lsat_ray.config import LoraSettings
 from lsat_ray.errors import LsatError
@@ -84,6 +84,8 @@ class AdaptedBackbone(nn.Module):
         self.magnitude: nn.Parameter | None
         self.register_parameter("magnitude", None)  # SD-LoRA's; set by `frozen.Beside`
         self._decoder = [self.peft.get_base_model().get_decoder()]  # in a list: not a second registration
+        self._output = [backbone.model.get_output_embeddings()]
+        self._answers = (backbone.answers.no, backbone.answers.yes)
         self.register_buffer("head", backbone.head, persistent=False)
         self.register_buffer("head_bias", backbone.bias, persistent=False)
         if checkpointing:
@@ -231,13 +233,17 @@ class AdaptedBackbone(nn.Module):
             yield
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2].
+        """Return the logits of (No, Yes) at each target's answer, float32 [N, 2]; the loss [N] of a `language` batch.
 
-        Two rows of the head are used and no vocabulary-wide softmax is taken.
+        For the logits two rows of the head are used and no vocabulary-wide softmax is taken.
 
         Raises:
             LsatError: when a gate is to mix for samples that share tokens, or whose vectors are missing.
         """
+        if batch.language:
+            if self.gate is not None:
+                raise LsatError("recipe.loss: language is not made for the gate of reclora; set it to answer")
+            return text_loss(self.decoder, self._output[0], batch, self._answers)
         if self.gate is not None:
             if batch.profile is None or len(batch.prefix) or len(batch.answer) != len(batch.tokens):
                 raise LsatError(

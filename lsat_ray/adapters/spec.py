@@ -116,7 +116,7 @@ class AdapterSpec:
             "validation": [list(s) for s in self.validation],
             "prompt": self.prompt.model_dump(mode="json"),
             "lora": self.lora.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.recipe.manifest(),
             "seed": self.seed,
             "init": self.init.digest if self.init else None,
             "keep_old": self.keep_old,

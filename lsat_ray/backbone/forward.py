@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone import lean, packed
 from lsat_ray.backbone.dropout import token_keys, use
+from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Batch
+
+PIECE = 1024
+"""Tokens whose logits over the vocabulary are held at once."""
 
 
 def answer_states(
@@ -65,3 +71,39 @@ def hidden_states(decoder: Any, batch: Batch, share_prefix: bool = True) -> torc
         mask = torch.cat([causal.expand(rows, 1, shared, shared + width), batch.mask], dim=2)
     output = decoder(input_ids=tokens, position_ids=position, attention_mask=mask, use_cache=False)
     return output.last_hidden_state[:, shared:]
+
+
+def text_loss(decoder: Any, output: Any, batch: Batch, answers: tuple[int, int]) -> torch.Tensor:
+    """Return the mean cross-entropy over a prompt's tokens and the first one of its answer, float32 [N], by prompt.
+
+    The first token of a prompt is given, every later one and the answer are predicted from what stands before them.
+
+    Args:
+        decoder: of a causal LM.
+        output: its output embedding.
+        batch: one prompt a row, without a shared prefix (`prompts.batch.apart`).
+        answers: tokens of (No, Yes).
+
+    Raises:
+        LsatError: when the batch has another layout, or ZeRO-3 has split the output embedding.
+    """
+    rows, width = batch.tokens.shape
+    if len(batch.prefix) or batch.mask is not None or len(batch.answer) != rows:
+        raise LsatError("recipe.loss: language needs one whole prompt a row; set prompt.layout: exact")
+    if hasattr(output.weight, "ds_id"):
+        raise LsatError("recipe.loss: language is not made for ZeRO stage 3; set engine.zero to 0, 1 or 2")
+    hidden = hidden_states(decoder, batch, share_prefix=False)
+    last = batch.answer[:, 1:]  # [N, 1], in the order of the rows
+    column = torch.arange(width, device=last.device)
+    target = torch.cat([batch.tokens[:, 1:], batch.tokens[:, :1]], dim=1)
+    answer = torch.tensor(answers, device=last.device)[batch.label.long()]
+    target = torch.where(column == last, answer[:, None], target)
+    real = column <= last
+
+    def piece(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(output(states).float(), wanted, reduction="none")
+
+    parts = zip(hidden[real].split(PIECE), target[real].split(PIECE), strict=True)
+    each = torch.cat([checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in parts])
+    total = each.new_zeros(rows).index_add(0, real.nonzero()[:, 0], each)
+    return total / real.sum(1)

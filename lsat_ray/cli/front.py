@@ -149,10 +149,11 @@ def sweep(
     done = {}
     for label, experiment in experiments.items():
         done[label] = _go(run, experiment, folder, partial(_labelled, say, label), ready[label], endpoint=False)
+    noise = max((e.study.noise for e in experiments.values() if e.study.noise is not None), default=None)
     table = tables.table(
-        {steps[label][0]: RunReader(done[label]) for label in steps}, list(against or ["full-retraining"])
+        {steps[label][0]: RunReader(done[label]) for label in steps}, list(against or ["full-retraining"]), noise
     )
-    tables.write(table, key, folder)
+    tables.write(table, key, folder, noise)
     return table, folder
 
 

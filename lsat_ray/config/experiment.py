@@ -73,6 +73,14 @@ class Experiment(Node):
         return self
 
     @model_validator(mode="after")
+    def _language_is_exact(self) -> Experiment:
+        if self.recipe.loss == "language" and self.prompt.layout != "exact":
+            raise ValueError(
+                f"recipe.loss: language is a loss of one prompt; prompt.layout is {self.prompt.layout}, set it to exact"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _serve_gpus_follow(self) -> Experiment:
         if "gpus" not in self.serve.model_fields_set and self.serve.gpus != self.engine.gpus:
             object.__setattr__(self, "serve", self.serve.model_copy(update={"gpus": self.engine.gpus}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -106,12 +106,32 @@ class Recipe(Node):
     small stream (`benchmarks/results/noise_floor.json`); the paper's code takes AUC."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    loss: Literal["answer", "language"] = "answer"
+    """Cross-entropy over {No, Yes} at the answer, or, as the codes of TALLRec and LSAT, over the whole vocabulary at
+    every token of the prompt and at the answer (methods.md 1a)."""
+    cadence: Literal["own", "lsat"] = "own"
+    """When to validate: as `eval_every`, `evals_per_epoch` and `patience` say, or as the LSAT code does, whatever they
+    say: every 23 steps with a patience of 10 for a fresh adapter, every 6 with 5 for one that goes on from another."""
 
     @model_validator(mode="after")
     def _one_rhythm(self) -> Recipe:
         if self.eval_every and self.evals_per_epoch:
             raise ValueError("eval_every and evals_per_epoch both say when to validate; leave one of them out")
         return self
+
+    def paced(self, fresh: bool) -> Recipe:
+        """Return the recipe of one adapter, its cadence written out."""
+        if self.cadence == "own":
+            return self
+        every, patience = (23, 10) if fresh else (6, 5)
+        changes = {"cadence": "own", "eval_every": every, "evals_per_epoch": None, "patience": patience}
+        return self.model_copy(update=changes)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the recipe as JSON-ready values; keys that came later are named only where they are set, so that
+        adapters from before them keep their names."""
+        later = {"loss": "answer", "cadence": "own"}
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in later or v != later[k]}
 
 
 class ClassicalRecipe(Node):

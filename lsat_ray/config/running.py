@@ -53,8 +53,8 @@ class SearchConfig(Node):
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1
     )
     """Weights of the long-term adapter that are tried, in [0, 1]; of equally good ones the first wins."""
-    space: Literal["probability", "logit"] = "probability"
-    """What an output ensemble averages."""
+    space: Literal["probability", "logit", "double-softmax"] = "probability"
+    """What an output ensemble averages: P(Yes), the margin, or the score of the LSAT code (methods.md 1d)."""
 
     @field_validator("grid")
     @classmethod

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation import resampling
+from lsat_ray.evaluation.significance import RESAMPLES
 
 CUTS = (5, 10)
+CHUNK = 2048
+"""Draws whose weights are held at once."""
 FIELDS = ("hit5", "hit10", "ndcg5", "ndcg10")
 
 
@@ -67,12 +71,16 @@ def above_items(leaves: np.ndarray, target: np.ndarray, size: np.ndarray) -> tup
 
 
 def interval(
-    values: Sequence[np.ndarray], users: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0, level: float = 0.95
+    values: Sequence[np.ndarray],
+    users: Sequence[np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Return the bootstrap interval over users of the mean over periods of each period's mean.
 
-    A draw reweights every period alike, so a user's rows stay together. Differences of two strategies on the same rows
-    may be given as values: that is the paired bootstrap.
+    A draw reweights every period alike, so a user's rows stay together; very many users are drawn in groups.
+    Differences of two strategies on the same rows may be given as values: that is the paired bootstrap.
 
     Args:
         values: for each period, [N] (averaged over seeds).
@@ -81,24 +89,31 @@ def interval(
         seed: of the draws.
         level: of the interval.
     """
-    names = np.unique(np.concatenate(users))
-    rng = np.random.default_rng(seed)
-    places = [np.searchsorted(names, u) for u in users]
-    total = [np.bincount(p, v, minlength=len(names)) for p, v in zip(places, values, strict=True)]
-    count = [np.bincount(p, minlength=len(names)) for p in places]
-    means = np.empty(resamples)
-    for draw in range(resamples):
-        weight = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
+    units = resampling.grouped(users)
+    size = int(max(u.max() for u in units)) + 1
+    total = np.array([np.bincount(u, v, minlength=size) for u, v in zip(units, values, strict=True)])
+    count = np.array([np.bincount(u, minlength=size) for u in units], dtype=np.float64)
+    drawn, means = _draws(size, resamples, seed), np.empty(resamples)
+    for begin in range(0, resamples, CHUNK):
+        weight = drawn[:, begin : begin + CHUNK].astype(np.float64)
         with np.errstate(invalid="ignore"):
-            means[draw] = np.nanmean([(t @ weight) / (c @ weight) for t, c in zip(total, count, strict=True)])
+            means[begin : begin + CHUNK] = np.nanmean((total @ weight) / (count @ weight), axis=0)
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def p_value(differences: Sequence[np.ndarray], users: Sequence[np.ndarray], draws: int = 2000, seed: int = 0) -> float:
+@lru_cache(maxsize=2)
+def _draws(users: int, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each user (or group of users) is in each draw; the rows of a table share their draws."""
+    return resampling.user_draws(users, resamples, seed)
+
+
+def p_value(
+    differences: Sequence[np.ndarray], users: Sequence[np.ndarray], draws: int = RESAMPLES, seed: int = 0
+) -> float:
     """Return the two-sided p-value of the mean over periods: two strategies swap places for random users.
 
-    A user's rows swap together in all periods; the smallest value is 1 / (draws + 1).
+    A user's rows swap together in all periods, very many users in groups; the smallest value is 1 / (draws + 1).
 
     Args:
         differences: for each period, [N], one strategy minus the other.
@@ -106,8 +121,8 @@ def p_value(differences: Sequence[np.ndarray], users: Sequence[np.ndarray], draw
         draws: of the swaps.
         seed: of the draws.
     """
-    names = np.unique(np.concatenate(users))
-    own = np.zeros(len(names))
-    for value, who in zip(differences, users, strict=True):
-        own += np.bincount(np.searchsorted(names, who), value, minlength=len(names)) / len(value) / len(users)
+    units = resampling.grouped(users)
+    own = np.zeros(int(max(u.max() for u in units)) + 1)
+    for value, unit in zip(differences, units, strict=True):
+        own += np.bincount(unit, value, minlength=len(own)) / len(value) / len(units)
     return resampling.p_value(float(own.sum()), resampling.swapped(own, draws, seed))[0]

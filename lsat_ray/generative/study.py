@@ -67,6 +67,9 @@ def load_blocks(config: Experiment) -> Blocks:
         raise LsatError(f"strategies: {unknown[0]!r} is unknown; known: {', '.join(ROWS)}")
     if config.recipe.select != "log-loss":
         raise LsatError(f"recipe.select: the generative task keeps the lowest loss; {config.recipe.select} is for AUC")
+    for key, value in (("loss", "answer"), ("cadence", "own")):
+        if (given := getattr(config.recipe, key)) != value:
+            raise LsatError(f"recipe.{key}: {given} is of the other task; leave it at {value}")
     if not config.data.path:
         raise LsatError("data.path: missing; give a folder with block_0.json, ... and semantic_ids.json")
     folder = expand(config.data.path)
@@ -144,7 +147,11 @@ class Bench:
         return RULES[self.rule(name, seed, t)](self.setting(seed), t)
 
     def models(self, name: str, seed: int, t: int) -> list[dict[str, Any]]:
-        """Train what a row needs after period t, parents first; return digest, loss and best step or epoch of each."""
+        """Train what a row needs after period t, parents first.
+
+        Returns:
+            digest, loss and best step or epoch of each model; the ratio of penalty to loss where there is a penalty.
+        """
         if name in NAIVE:
             return []
         plan = self.plan(name, seed, t)
@@ -159,6 +166,8 @@ class Bench:
                 self.adapter(spec)
                 facts = self.adapters.manifest(spec.digest)["facts"]
                 out.append({"digest": spec.digest, "loss": facts["loss"], "best_step": facts["best_step"]})
+                if facts.get("penalty_ratio") is not None:
+                    out[-1]["penalty_ratio"] = facts["penalty_ratio"]
         return out
 
     def measure(self, name: str, seed: int, t: int, beams: int) -> Measured:

@@ -85,6 +85,8 @@ class Batch:
     """float32 [N], weight of each target in the training loss; None: all 1."""
     profile: torch.Tensor | None = None
     """float32 [B, P]."""
+    language: bool = False
+    """Whether the model is asked for the loss of the whole text, not for the answers' logits (`recipe.loss`)."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; on its way to a GPU it is pinned, so that the copy does not wait."""
@@ -106,6 +108,7 @@ class Batch:
             self.noise,
             weight,
             profile,
+            self.language,
         )
 
 
@@ -206,18 +209,18 @@ def join(parts: list[Encoded]) -> Encoded:
     )
 
 
-def apart(encoded: Encoded, profile: np.ndarray) -> Encoded:
-    """Return the encoding with vectors of its sequences, each sequence with the prefix as its own first tokens.
+def apart(encoded: Encoded, profile: np.ndarray | None = None) -> Encoded:
+    """Return the encoding with the prefix as the first tokens of each sequence, and with vectors of these.
 
     Args:
         encoded: of one layout without positions or masks of its own.
-        profile: float32 [S, P].
+        profile: float32 [S, P]; None leaves those that there are.
 
     Raises:
         LsatError: for another layout.
     """
     if encoded.position is not None or len(encoded.row) != len(encoded):
-        raise LsatError("prompt.layout: reclora needs one prompt a sample; set it to exact")
+        raise LsatError("prompt.layout: reclora and recipe.loss: language need one prompt a sample; set it to exact")
     width = len(encoded.prefix)
     tokens = [np.concatenate([encoded.prefix, own]) for own in np.split(encoded.tokens, encoded.offsets[1:-1])]
     return replace(
@@ -226,7 +229,7 @@ def apart(encoded: Encoded, profile: np.ndarray) -> Encoded:
         tokens=np.concatenate(tokens),
         offsets=encoded.offsets + width * np.arange(len(encoded) + 1),
         answer=encoded.answer + width * (encoded.sequence + 1),
-        profile=profile,
+        profile=encoded.profile if profile is None else profile,
     )
 
 

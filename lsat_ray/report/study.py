@@ -284,7 +284,7 @@ def sections(run: RunReader, noise: float | None = None) -> list[StudyPart]:
 
     Args:
         run: the run folder.
-        noise: noise floor, printed under Table 2 (`tables.noise_line`).
+        noise: noise floor, printed under every table of the study (`tables.noise_line`).
     """
     parts = []
     known = {"table2", "fig2", "fig3", "fig4"}
@@ -304,5 +304,5 @@ def sections(run: RunReader, noise: float | None = None) -> list[StudyPart]:
             parts.append(StudyPart(drawn.title, drawn.caption, drawn=drawn))
     for file in sorted((run.path / "study").glob("*.csv")):
         if file.stem not in known:
-            parts.append(StudyPart(file.stem, table=pd.read_csv(file)))
+            parts.append(StudyPart(file.stem, noise_line(noise), pd.read_csv(file)))
     return parts

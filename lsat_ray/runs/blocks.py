@@ -58,8 +58,8 @@ def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
     """Measure the configured rows on every tested block, one seed after the other; the same call goes on where it was.
 
     The folder holds `tests.parquet` (every test of every row), `table.csv`, `groups.csv` (new, dormant and active
-    users) and `paired.csv` (differences from `generative.reference`), one ledger record per (seed, row, block, stage),
-    and a report.
+    users), `paired.csv` (differences from `generative.reference`), where rows have a penalty `penalties.csv` (its ratio
+    to the loss), one ledger record per (seed, row, block, stage), and a report.
 
     Returns:
         The run's folder.
@@ -82,6 +82,8 @@ def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
         for seed in config.seeds:  # after each a whole table, of fewer seeds
             values += [m.values for m in _measured(bench, seed, ledger, timings, say)]
             _write(folder.path, pd.concat(values, ignore_index=True), config)
+            if len(ratios := _penalties(bench, ledger)):
+                write_atomic(folder.path / "penalties.csv", ratios.to_csv(index=False, float_format="%.3g"))
     finally:
         folder.close()
     return folder.path
@@ -109,6 +111,23 @@ def _measured(bench: Bench, seed: int, ledger: Ledger, timings: Timings, say: Sa
                 say(f"block {block} seed {seed} {name}: NDCG@10 {means['ndcg10']:.4f} ({beams} beams)")
                 out.append(measured)
     return out
+
+
+def _penalties(bench: Bench, ledger: Ledger) -> pd.DataFrame:
+    """Return the mean ratio of penalty to loss over the validations of each adapter that was trained with a penalty.
+
+    Columns strategy, rule (with lambda), seed, block, penalty_ratio. A penalty that is computed in the forward pass
+    (`output-kl`) is not recorded.
+    """
+    rows = []
+    for name in bench.config.strategies:
+        for seed in bench.seeds(name):
+            for t in bench.periods():
+                record = ledger.get(seed, name, t, "train")
+                for model in record["models"] if record else []:
+                    if "penalty_ratio" in model:
+                        rows.append((name, record["rule"], seed, t - 1, model["penalty_ratio"]))  # type: ignore[index]
+    return pd.DataFrame(rows, columns=["strategy", "rule", "seed", "block", "penalty_ratio"])
 
 
 def _write(folder: Path, values: pd.DataFrame, config: Experiment) -> None:

@@ -120,6 +120,7 @@ def _trainings(run: Run, specs: list[Spec]) -> pd.DataFrame:
                 "best_step": facts.get("best_step"),
                 "steps": facts.get("steps"),
                 "stopped_by": facts.get("stopped_by"),
+                "penalty_ratio": facts.get("penalty_ratio"),
                 "validation_users": len(np.unique(run.periods.select(spec.validation).user)),
                 "targets": facts.get("targets"),
                 "seconds": seconds.get(spec.digest, np.nan),

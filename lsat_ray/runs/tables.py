@@ -39,7 +39,7 @@ def write(run: Run, metrics: pd.DataFrame) -> None:
     tables["frontier"] = figures.frontier(tables["table2"], _passes(run, list(served.values())))
     masks = {t: user_slices(run.periods, t) for t in run.tested}
     tables["slices"] = figures.by_slice(read.scores, masks, noise=noise)
-    tables |= _merges(read, metrics, served)
+    tables |= _merges(read, metrics, served, noise)
     tables |= _crossed(run, metrics)
     figures.write(run.folder.path, **tables)
 
@@ -53,13 +53,15 @@ def _passes(run: Run, models: Sequence[Model]) -> dict[str, int]:
     return out
 
 
-def _merges(read: RunReader, metrics: pd.DataFrame, served: dict[str, Model]) -> dict[str, pd.DataFrame]:
+def _merges(
+    read: RunReader, metrics: pd.DataFrame, served: dict[str, Model], noise: float | None
+) -> dict[str, pd.DataFrame]:
     """Return what merges in parameter space lose against the ensemble of the same adapters."""
     ensemble = next((n for n in served if n.startswith("lsat-en(") and n != "lsat-en(full)"), None)
     merged = [n for n, m in served.items() if len(m.adapters) > 1 and m.merge not in OUTPUT_MERGES]
     if not ensemble or not merged:
         return {}
-    return {"merges": figures.against_ensemble(metrics, read.scores, ensemble, merged)}
+    return {"merges": figures.against_ensemble(metrics, read.scores, ensemble, merged, noise)}
 
 
 def _crossed(run: Run, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:

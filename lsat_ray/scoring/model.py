@@ -75,11 +75,15 @@ def ensemble(margin: Sequence[np.ndarray], weight: Sequence[float], space: str =
     Args:
         margin: one [N] array a member, aligned row by row.
         weight: the members' weights, summing to 1.
-        space: average P(Yes) (`probability`) or the margins (`logit`).
+        space: average P(Yes) (`probability`), the margins (`logit`), or the softmax over the two probabilities, as the
+            LSAT code does (`double-softmax`; P(Yes) of the average, so that one member alone keeps its own).
     """
     members = [np.asarray(m, dtype=np.float64) for m in margin]
     if space == "logit":
         return probability(np.sum([w * m for w, m in zip(weight, members, strict=True)], axis=0))
+    if space == "double-softmax":
+        twice = np.sum([w * probability(2 * probability(m) - 1) for w, m in zip(weight, members, strict=True)], axis=0)
+        return np.asarray((1.0 + np.log(twice) - np.log1p(-twice)) / 2.0)
     return np.asarray(np.sum([w * probability(m) for w, m in zip(weight, members, strict=True)], axis=0))
 
 

@@ -74,7 +74,7 @@ class Setting:
             validation=(Slice(validation, "validation"),),
             prompt=self.config.prompt,
             lora=self.config.lora,
-            recipe=self.config.recipe,
+            recipe=self.config.recipe.paced(fresh=init is None),
             seed=self.seed,
             init=init,
             keep_old=keep_old,

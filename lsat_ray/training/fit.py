@@ -15,7 +15,7 @@ from lsat_ray.adapters.personal import personal
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.config import EngineConfig
 from lsat_ray.errors import LsatError
-from lsat_ray.prompts.batch import Encoded, by_age, plan_epoch
+from lsat_ray.prompts.batch import Encoded, apart, by_age, plan_epoch
 from lsat_ray.training import penalty as penalties
 from lsat_ray.training import selection
 from lsat_ray.training.checkpoint import Checkpointer
@@ -68,9 +68,16 @@ class Fitted:
     penalty: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, weighted penalty, norm of its gradient) at each validation; the loss in `history` is without it."""
 
+    @property
+    def penalty_ratio(self) -> float | None:
+        """The mean over the validations of the penalty over the loss; None without a penalty."""
+        losses = {step: loss for step, loss, _ in self.history}
+        ratios = [value / losses[step] for step, value, _ in self.penalty]
+        return float(np.mean(ratios)) if ratios else None
+
     def facts(self) -> dict[str, Any]:
         """Return what is published beside the weights, JSON-ready."""
-        names = ("best_step", "steps", "stopped_by", "targets", "history", "penalty")
+        names = ("best_step", "steps", "stopped_by", "targets", "history", "penalty", "penalty_ratio")
         return {self.name: self.figure, **{name: getattr(self, name) for name in names}}
 
 
@@ -119,10 +126,13 @@ def fit(
         raise LsatError(
             f"adapter {spec.digest[:12]}: lora of the spec and of the model differ ({pairs}); make both from one config"
         )
+    if objective is None:
+        objective = YesNo(spec.recipe.loss)
+        train = apart(train) if spec.recipe.loss == "language" else train  # the prefix is part of the text
     gate = spec.reclora.gate if spec.reclora else None
     width = 0 if train.profile is None else train.profile.shape[1]
     with personal(model, gate, width), beside(model, spec, frozen) as extra:
-        run = _Fit(spec, model, train, validation, engine, settings, progress, extra, objective or YesNo())
+        run = _Fit(spec, model, train, validation, engine, settings, progress, extra, objective)
         run.start(initial, checkpoint)
         try:
             run.train()

@@ -11,6 +11,7 @@ import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
 from lsat_ray.backbone import attention
+from lsat_ray.backbone.forward import PIECE
 from lsat_ray.backbone.load import Backbone, outline, pick_device
 from lsat_ray.config import BackboneConfig, EngineConfig, Experiment, LoraSettings, PromptConfig, Recipe
 from lsat_ray.errors import LsatError
@@ -79,6 +80,8 @@ def estimate(
     if (model.device.type if model.device.type != "meta" else "cuda" if engine.gpus else "cpu") in attention.KEEPING:
         layer += min(attention.KEPT, tokens * width * prompt.max_tokens * config.num_attention_heads)
     kept = layers * tokens * width * config.hidden_size + layer if engine.checkpointing else layers * layer
+    if recipe.loss == "language":  # logits of a piece, their softmax and their gradient
+        kept += 3 * 4 * min(tokens, PIECE) * config.vocab_size
     return Estimate(frozen, weights + gradients + moments, kept)
 
 

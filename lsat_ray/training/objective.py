@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -48,11 +49,18 @@ class Objective(Protocol):
 
 
 class YesNo:
-    """Cross-entropy over {No, Yes} at the answer's place; a validation measures the margins l_Yes - l_No."""
+    """Cross-entropy over {No, Yes} at the answer's place, or over the vocabulary along the whole text.
+
+    A validation measures the margins l_Yes - l_No under either.
+    """
 
     name: Literal["auc", "loss"] = "auc"
     answers = 1
     penalties: tuple[str, ...] = ()
+
+    def __init__(self, over: Literal["answer", "language"] = "answer") -> None:
+        """Say what the loss is over (`recipe.loss`)."""
+        self.over = over
 
     def start(self, model: AdaptedBackbone, initial: Adapter | None) -> Adapter | None:
         if initial is None:
@@ -62,7 +70,10 @@ class YesNo:
         return initial
 
     def loss(self, engine: Engine, batch: Batch, rows: Encoded) -> torch.Tensor:
-        losses = functional.cross_entropy(engine.logits(batch), batch.label.long(), reduction="none")
+        if self.over == "language":
+            losses = engine.logits(replace(batch, language=True))
+        else:
+            losses = functional.cross_entropy(engine.logits(batch), batch.label.long(), reduction="none")
         return (losses if batch.weight is None else batch.weight * losses).sum()
 
     def extra(self) -> torch.Tensor | None:

@@ -66,6 +66,7 @@ def test_a_run_is_published(tmp_path: Path) -> None:
     folder = publish(run, tmp_path / "results")
     assert {p.name for p in folder.iterdir()} == {
         "table.csv", "groups.csv", "paired.csv", "ordering.csv", "ordering.md", "config.resolved.yaml", "versions.json",
+        "penalties.csv",
     }  # fmt: skip
     pairs = pd.read_csv(folder / "ordering.csv")
     assert set(zip(pairs["better"], pairs["worse"], strict=True)) == {

@@ -72,6 +72,12 @@ def test_the_p_value_is_uniform_without_a_difference_and_small_with_one(rng: np.
     assert p_value([np.zeros(150), np.zeros(100)], users) == 1
 
 
+def test_p_values_do_not_lie_on_the_floor_of_the_resampling(rng: np.random.Generator) -> None:
+    """With 2,000 draws the smallest of fifteen p-values was .0075 after Holm, whatever the difference."""
+    value = rng.normal(0.5, 1, 5000)
+    assert 15 * p_value([value], [np.arange(5000)]) < 0.001
+
+
 def test_a_users_rows_swap_together(rng: np.random.Generator) -> None:
     value = np.repeat(rng.normal(0.4, 1, size=20), 30)
     together, alone = p_value([value], [np.repeat(np.arange(20), 30)]), p_value([value], [np.arange(600)])

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CUT = [
     "backbone.path=nano", "backbone.dtype=float32", "backbone.device=cpu",
     "backbone.nano={hidden: 32, heads: 2, vocabulary: 2000, rows: 4000, epochs: 0.5}",
-    "recipe.epochs=1", "recipe.eval_every=null", "engine.gpus=0", "engine.micro_batches=1", "serve.gpus=0",
+    "recipe.epochs=1", "recipe.cadence=own", "recipe.patience=10",
+    "engine.gpus=0", "engine.micro_batches=1", "serve.gpus=0",
     "replay.long_periods=1", "replay.first_test=20", "strategies=[short-term, long-term, lsat-en, lsat-ta]",
 ]  # fmt: skip
 

@@ -138,6 +138,16 @@ def test_the_report_shows_the_study(whole_run, table, cross, tmp_path):
     assert pd.read_csv(run / "figures" / "fig3.csv")["rows"].tolist() == [200] * 4
 
 
+def test_the_noise_floor_stands_under_every_table_of_the_study(whole_run, table, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    study.write(run, table2=table, paired=table[["strategy", "delta"]], slices=table[["strategy", "mean_auc"]])
+    parts = {part.title: part.caption for part in study.sections(RunReader(run), noise=0.0002) if part.drawn is None}
+    assert set(parts) == {"Table 2", "paired", "slices"}
+    for title, caption in parts.items():
+        assert "Differences below .0002 are not differences" in caption, title
+
+
 def test_every_row_of_a_figure_is_on_the_samples_that_all_have(cross):
     """A row whose scores lack some samples must not be compared with rows that were tested on them."""
     lacking = cross[~((cross["strategy"] == "warm") & (cross["row"] % 4 == 0))]

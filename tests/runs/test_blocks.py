@@ -84,6 +84,10 @@ def test_the_folder_is_whole_and_a_second_call_trains_nothing(file: Path, tmp_pa
     assert (table["hit10"] >= table["hit5"]).all() and (table["low"] <= table["high"]).all()
     assert {p.name for p in folder.iterdir()} >= {*TABLES, "config.resolved.yaml", "versions.json", "report.html"}
 
+    ratios = pd.read_csv(folder / "penalties.csv")
+    assert set(ratios["strategy"]) == set(ratios["rule"]) == {"peso(2)"} and len(ratios) == 2
+    assert ratios["penalty_ratio"].between(1e-12, 1).all()
+
     records = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     keys = [(r["seed"], r["strategy"], r["period"], r["stage"]) for r in records]
     assert len(set(keys)) == len(keys)

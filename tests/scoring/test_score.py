@@ -45,4 +45,18 @@ def test_ensemble_averages_probabilities_or_margins() -> None:
     a, b = np.array([0.0, 2.0]), np.array([1.0, -4.0])
     assert ensemble([a, b], [0.3, 0.7]) == pytest.approx(0.3 * probability(a) + 0.7 * probability(b))
     assert ensemble([a, b], [0.3, 0.7], "logit") == pytest.approx(probability(0.3 * a + 0.7 * b))
-    assert ensemble([a, b], [1.0, 0.0]) == pytest.approx(probability(a))
+    for space in ("probability", "logit", "double-softmax"):
+        assert ensemble([a, b], [1.0, 0.0], space) == pytest.approx(probability(a))
+
+
+def test_the_double_softmax_is_that_of_the_lsat_code() -> None:
+    """It takes the softmax over the two probabilities, and averages what that says of Yes."""
+    a, b = np.array([0.0, 2.0, 5.0]), np.array([1.0, -4.0, 0.1])
+
+    def twice(margin: np.ndarray) -> np.ndarray:
+        pair = np.exp(np.stack([1 - probability(margin), probability(margin)]))
+        return pair[1] / pair.sum(axis=0)
+
+    mixed = ensemble([a, b], [0.3, 0.7], "double-softmax")
+    assert 1 / (1 + np.exp(1 - 2 * mixed)) == pytest.approx(0.3 * twice(a) + 0.7 * twice(b))
+    assert ((mixed > 0) & (mixed < 1)).all()

@@ -108,6 +108,26 @@ def test_the_ensemble_averages_in_the_configured_space() -> None:
     assert (plan.space, plan.grid) == ("logit", ((0.25, 0.75),))
 
 
+def test_the_cadences_of_the_lsat_code_are_those_of_a_fresh_adapter_and_of_one_that_goes_on() -> None:
+    """Its `full` mode validates every 23 steps with a patience of 10, its `tune` mode every 6 with 5."""
+    recipe = Recipe(eval_every=50, patience=1, cadence="lsat")
+    made = {s.name: s for s in make(Setting("b", "d", Experiment(recipe=recipe), 0))}
+    found = {name: made[name].plan(3).adapters[0].recipe for name in ("full-retraining", "short-term", "fine-tuning")}
+    pace = {name: (r.eval_every, r.evals_per_epoch, r.patience) for name, r in found.items()}
+    assert pace == {"full-retraining": (23, None, 10), "short-term": (23, None, 10), "fine-tuning": (6, None, 5)}
+    by_hand = recipe.model_copy(update={"cadence": "own", "eval_every": 23, "patience": 10})
+    (own,) = STRATEGIES["full-retraining"](Setting("b", "d", Experiment(recipe=by_hand), 0)).plan(3).adapters
+    assert own.digest == made["full-retraining"].plan(3).adapters[0].digest
+
+
+def test_keys_of_a_recipe_that_came_later_leave_earlier_names_alone() -> None:
+    manifest = STRATEGIES["short-term"](Setting("b", "d", Experiment(), 0)).plan(3).adapters[0].manifest()
+    assert not {"loss", "cadence"} & set(manifest["recipe"])
+    config = Experiment(recipe=Recipe(loss="language"))
+    manifest = STRATEGIES["short-term"](Setting("b", "d", config, 0)).plan(3).adapters[0].manifest()
+    assert manifest["recipe"]["loss"] == "language"
+
+
 def test_table_2_needs_39_trainings_not_82() -> None:
     strategies = make(setting())
     specs = needed(strategies, range(10, 20))

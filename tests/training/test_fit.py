@@ -54,6 +54,26 @@ def test_first_loss_is_the_plain_one(bench: Workbench) -> None:
     assert fitted.history[0][1] == pytest.approx(float(loss), rel=1e-5)
 
 
+def test_the_loss_of_the_whole_text_is_that_of_plain_transformers(bench: Workbench) -> None:
+    """As TALLRec's code has it: labels are the tokens themselves, here with the answer's first token as the last."""
+    rows = np.arange(16)
+    samples = bench.periods.rows(1, "train").take(rows)
+    train = bench.encoder(samples)
+    assert len(train.prefix) > 20
+    recipe = Recipe(batch_size=16, epochs=3, lr=5e-3, loss="language")
+    fitted = run(bench._replace(train=train), recipe=recipe)
+    bench.model.reset(1)
+    losses = []
+    for ids, label in zip(bench.encoder.prompt_ids(samples), samples.label, strict=True):
+        text = torch.tensor([[*ids, bench.backbone.answers[int(label)]]])
+        with torch.no_grad():
+            losses.append(float(bench.model.peft(input_ids=text, labels=text).loss))
+    assert fitted.history[0][1] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert fitted.history[-1][1] < fitted.history[0][1] - 0.01
+    parts = run(bench._replace(train=train), SETTINGS.model_copy(update={"micro_batches": 3}), recipe=recipe)
+    assert parts.history[-1][1] == pytest.approx(fitted.history[-1][1], rel=1e-4)
+
+
 @pytest.mark.parametrize("micro", [2, 3])
 def test_micro_batches_change_nothing(bench: Workbench, micro: int) -> None:
     whole = run(bench)

@@ -116,8 +116,8 @@ def _measured(bench: Bench, seed: int, ledger: Ledger, timings: Timings, say: Sa
 def _penalties(bench: Bench, ledger: Ledger) -> pd.DataFrame:
     """Return the mean ratio of penalty to loss over the validations of each adapter that was trained with a penalty.
 
-    Columns strategy, rule (with lambda), seed, block, penalty_ratio. A penalty that is computed in the forward pass
-    (`output-kl`) is not recorded.
+    Columns strategy, rule (with lambda), seed, block (that it was trained on), penalty_ratio. A penalty that is
+    computed in the forward pass (`output-kl`) is not recorded.
     """
     rows = []
     for name in bench.config.strategies:

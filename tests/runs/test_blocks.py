@@ -85,7 +85,8 @@ def test_the_folder_is_whole_and_a_second_call_trains_nothing(file: Path, tmp_pa
     assert {p.name for p in folder.iterdir()} >= {*TABLES, "config.resolved.yaml", "versions.json", "report.html"}
 
     ratios = pd.read_csv(folder / "penalties.csv")
-    assert set(ratios["strategy"]) == set(ratios["rule"]) == {"peso(2)"} and len(ratios) == 2
+    assert set(ratios["strategy"]) == set(ratios["rule"]) == {"peso(2)"}
+    assert ratios["block"].tolist() == 2 * ([1, 2] if split == "leave-two-out" else [1])
     assert ratios["penalty_ratio"].between(1e-12, 1).all()
 
     records = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]

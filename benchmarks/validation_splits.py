@@ -1,8 +1,9 @@
 """Say what the validation split does to the choice of alpha: its users, alpha's mean and spread, and what is reached.
 
-    python benchmarks/validation_splits.py --config jobs/configs/map_synthetic.yaml \\
-        --json benchmarks/results/validation_splits.json
+    python benchmarks/validation_splits.py --config jobs/configs/map_synthetic.yaml --set data.synthetic.users=60 \\
+        --set "strategies=[full-retraining, short-term, lsat-en]" --json benchmarks/results/validation_splits.json
 
+A split by user needs users with several samples in a period, so the stream has 60 users and not the config's 400.
 The same study runs with V_t at the period's end, with the last share of every user's rows, and with the merge weights
 chosen on the splits of three periods together. `alpha_sd` is the standard deviation of the chosen alpha of LSAT-EN over
 seeds and periods. The same command resumes.

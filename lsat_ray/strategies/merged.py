@@ -65,7 +65,7 @@ class Sml:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.m = setting.config.replay.long_periods
-        self.name = f"sml({self.m})"
+        self.name = f"sml-merge({self.m})"
 
     def plan(self, t: int) -> Plan:
         """Return the adapters of t, and those of t - 1 with the rows of D_t for the fit."""
@@ -94,6 +94,6 @@ MERGED: dict[str, Callable[[Setting], Merged | Gradient | Sml]] = {
     "reclora-gate": lambda setting: Gradient(setting, "reclora-gate", "gated-ensemble"),
     "lsat-en-logit": row("lsat-en-logit", "output-ensemble", space="logit"),
     "lsat-en-half": row("lsat-en-half", "output-ensemble", weights=(0.5, 0.5)),
-    "sml": Sml,
+    "sml-merge": Sml,
 }
 """The rows of this file by their names in a config."""

@@ -37,7 +37,7 @@ class Fault:
     @property
     def run(self) -> str:
         """Name of its run."""
-        return f"fault-{self.number:03d}"
+        return f"fault-{self.number:03d}-{self.kind}"
 
 
 def strike(kind: str) -> None:

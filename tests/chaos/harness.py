@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -79,11 +80,12 @@ def drill(
         workers: faults at once (local backend).
     """
     place.root.mkdir(parents=True, exist_ok=True)
-    points = _points(place)
+    before = place.folder(WHOLE).is_dir() and not set(kinds) & set(CRASH)  # the undisturbed run of an earlier call
+    points = json.loads((place.root / "points.json").read_text()) if before else _points(place)
     faults = sample(points, number, seed, kinds)
     if crashes := [f for f in faults if f.kind in CRASH]:
         _expect(place, attempt(place, WHOLE, crashes, seed))
-    else:
+    elif not before:
         place.folder("points").rename(place.folder(WHOLE))
     outcomes = []
     with ThreadPoolExecutor(workers) as pool:
@@ -100,6 +102,8 @@ OUTCOMES = ("identical", "lost", "doubled", "different", "failed", "hung")
 def face(place: Place, fault: Fault) -> Outcome:
     """Let a fault happen, go on by the same command, and compare; another process's death costs no second command."""
     began = time.monotonic()
+    if fault.kind not in CRASH:  # what an earlier call left
+        shutil.rmtree(place.folder(fault.run), ignore_errors=True)
     if fault.kind in REAL:
         code = attempt(place, fault.run, [fault])
         if code is None or code == 0:
@@ -251,5 +255,7 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
     if run == "points" or faults:
         instrument(visit)
     replay(config, place.root, backend, lambda line: print(line, flush=True))
+    if missed := [f for f in faults if f.point >= len(passed)]:
+        raise RuntimeError(f"the fault did not happen: point {missed[0].point} was not passed")
     if run == "points":
         (place.root / "points.json").write_text(json.dumps(passed))

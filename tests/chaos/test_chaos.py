@@ -21,7 +21,7 @@ def test_a_dozen_faults_leave_identical_results(tmp_path: Path) -> None:
     ledger = (whole / "ledger.jsonl").read_text()
 
     # The comparison itself must see what it is there for.
-    broken = tmp_path / "fault-000"
+    broken = tmp_path / f"fault-000-{KINDS[0]}"
     lines = ledger.splitlines(keepends=True)
     for content, seen in (
         ("".join(lines[:-1]), "lost"),

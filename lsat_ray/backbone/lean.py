@@ -87,8 +87,8 @@ def answer_states(
         x = x.repeat(copies, 1)
     recompute = checkpointing and torch.is_grad_enabled()
     for number, layer in enumerate(decoder.layers[:-1]):
-        args = (layer, x, plan, number, states)
-        x = checkpoint(_layer, *args, use_reentrant=False) if recompute else _layer(*args)
+        own = (layer, x, plan, number, states)
+        x = checkpoint(_layer, *own, use_reentrant=False) if recompute else _layer(*own)
     args = (decoder.layers[-1], x, plan, len(decoder.layers) - 1, states, *_slots(batch, plan))
     x = checkpoint(_last_layer, *args, use_reentrant=False) if recompute else _last_layer(*args)
     return norm(decoder.norm, x)
@@ -165,8 +165,8 @@ def _last_layer(
     slot: torch.Tensor,
 ) -> torch.Tensor:
     attention, normed = layer.self_attn, norm(layer.input_layernorm, x)
-    pair = heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys)
-    key, value = _whole_prefix(*pair, plan, number, states)
+    found = heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys)
+    key, value = _whole_prefix(found[0], found[1], plan, number, states)
     at = place.flatten()
     query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at], some(plan.keys, at))[0]
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)

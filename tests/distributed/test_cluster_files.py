@@ -150,7 +150,7 @@ def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
     card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
     model, tokens = dressed(backbone, experiment.lora), experiment.engine.batch_tokens
     assert refusal(model, experiment, int(card * experiment.engine.gpus)) is None
-    assert replica_refusal(model, tokens, card, experiment.serve.gpus) is None
+    assert replica_refusal(model, tokens, experiment.serve.states_mib << 20, card, experiment.serve.gpus) is None
 
 
 def test_there_is_one_image_and_one_list_of_packages() -> None:

@@ -11,8 +11,10 @@ soon as it ends, with its figure beside the JSON.
 - `weights`: random backbones.
 - `workers`: data parallel over gloo, each worker a process with one thread (20m shape).
 
-`targets_per_s` is our own step loop in the exact layout. `slope` is that of the logarithm of seconds per target (of
-`read_s + cut_s` for the samples) over the logarithm of what grows: 1 is proportional, 0 is free.
+`targets_per_s` is our own step loop in the exact layout. All seconds but that one's are of processor time, which a
+machine shared with others changes less than the wall clock. `slope` is that of the logarithm of `cpu_s_per_target` (of
+`read_s + cut_s` for the samples, of wall seconds per target for the workers) over the logarithm of what grows: 1 is
+proportional, 0 is free.
 """
 
 from __future__ import annotations
@@ -80,18 +82,18 @@ def measure(point: Point, seconds: float, rank: int = 0, store: str = "") -> Poi
     shape = {**SHAPES, **MORE_SHAPES}[point.get("shape", "nano")]
     cpu = torch.device("cpu")
     with peak_memory(cpu) as memory:
-        began = time.perf_counter()
+        began = time.process_time()
         stream = SyntheticConfig(warmup=2000, users=max(100, samples // 25), items=2000)
         source = DataConfig(keep_last=samples, history=history, synthetic=stream)
         log = synthetic.generate(stream, samples, history)
-        read = time.perf_counter() - began
+        read = time.process_time() - began
         periods = cut(log, source, PeriodsConfig(number=samples // PERIOD))
-        cutting = time.perf_counter() - began - read
+        cutting = time.process_time() - began - read
         rows = periods.rows(periods.count)
         tokenizer = nano.build_tokenizer(nano.texts(periods.titles, rows, "movie"), 600)
-        began = time.perf_counter()
+        began = time.process_time()
         encoded = Encoder(tokenizer, PromptConfig(max_tokens=4000), periods.titles)(rows)
-        encoding = time.perf_counter() - began
+        encoding = time.process_time() - began
         model = dressed(shape, cpu, torch.float32, tokenizer)
         if workers > 1:
             distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
@@ -100,14 +102,14 @@ def measure(point: Point, seconds: float, rank: int = 0, store: str = "") -> Poi
         plan = itertools.cycle(plan_epoch(encoded, 32, np.random.default_rng(0)))
         gradients(model, engine, encoded, next(plan), 1)  # not counted: it allocates
         engine.step(1e-3)
-        began, targets, more = time.perf_counter(), 0, True
+        began, busy, targets, more = time.perf_counter(), time.process_time(), 0, True
         while more:
             group = next(plan)
             gradients(model, engine, encoded, group, 1)
             engine.step(1e-3)
             targets += len(group)
             more = not engine.any(time.perf_counter() - began >= seconds)
-        spent = time.perf_counter() - began
+        spent, used = time.perf_counter() - began, time.process_time() - busy
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return {
         **point,
@@ -117,6 +119,7 @@ def measure(point: Point, seconds: float, rank: int = 0, store: str = "") -> Poi
         "cut_s": round(cutting, 3),
         "encode_s": round(encoding, 3),
         "targets_per_s": round(targets / spent, 2),
+        "cpu_s_per_target": round(used / targets, 6),
         "peak_mib": round(memory["peak"]),
     }
 
@@ -140,7 +143,9 @@ def processes(point: Point, seconds: float) -> Point:
 
 def cost(part: str, point: Point) -> float:
     """Return the seconds that a part is about."""
-    return float(point["read_s"] + point["cut_s"] if part == "samples" else 1.0 / point["targets_per_s"])
+    if part == "samples":
+        return float(point["read_s"] + point["cut_s"])
+    return float(1.0 / point["targets_per_s"] if part == "workers" else point["cpu_s_per_target"])
 
 
 def slope(part: str, points: list[Point]) -> float:
@@ -163,7 +168,9 @@ def draw(parts: dict[str, Any], file: Path) -> None:
             axes.loglog(x, [cost(part, point) for point in points], marker="o", label="seconds")
             axes.set_title(f"{part}: slope {found['slope']:g}")
             axes.set_xlabel(AXES[part])
-            axes.set_ylabel("s to read and cut" if part == "samples" else "s per target")
+            axes.set_ylabel(
+                {"samples": "CPU s to read and cut", "workers": "s per target"}.get(part, "CPU s per target")
+            )
             other = axes.twinx()
             other.loglog(x, [point["peak_mib"] for point in points], marker="s", color=GREY, ls="--")
             other.set_ylabel("peak memory, MiB", color=GREY)

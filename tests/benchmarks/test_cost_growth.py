@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_slope_of_one_is_proportional_and_of_zero_free() -> None:
-    points = [{"history": n, "targets_per_s": 100.0 / n} for n in (10, 50, 200)]
+    points = [{"history": n, "cpu_s_per_target": n / 100.0} for n in (10, 50, 200)]
     assert slope("history", points) == 1.0
-    assert slope("history", [{**p, "targets_per_s": 7.0} for p in points]) == 0.0
+    assert slope("history", [{**p, "cpu_s_per_target": 7.0} for p in points]) == 0.0
     logs = [{"samples": n, "read_s": n / 300, "cut_s": n / 600} for n in (10, 100, 1000)]
     assert slope("samples", logs) == 1.0
     assert slope("workers", [{"workers": 1, "targets_per_s": 5.0}, {"workers": 2, "targets_per_s": 10.0}]) == -1.0

@@ -57,7 +57,7 @@ def plain_sum(adapters: list[Adapter], weights: tuple[float, ...]) -> dict[str, 
 
 seeds = st.integers(0, 2**31)
 coefficient = st.floats(-1.5, 1.5, allow_subnormal=False)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 @given(seeds, coefficient, coefficient, st.integers(1, 4), st.integers(1, 4))

@@ -54,7 +54,9 @@ def test_ml1m_protocol_arithmetic():
         assert train.row[-1] + 1 == validation.row[0]
     assert experiment.first_test == 11
     assert (experiment.data.positive_above, experiment.data.history) == (3, 10)
-    assert (experiment.recipe.lr, experiment.recipe.batch_size, experiment.recipe.eval_every) == (1e-3, 128, 23)
+    assert (experiment.recipe.lr, experiment.recipe.batch_size) == (1e-3, 128)
+    fresh, tuned = (experiment.recipe.paced(fresh) for fresh in (True, False))
+    assert (fresh.eval_every, fresh.patience, tuned.eval_every, tuned.patience) == (23, 10, 6, 5)
     assert (experiment.lora.rank, experiment.lora.alpha, experiment.lora.dropout) == (8, 16, 0.05)
 
 
@@ -76,7 +78,7 @@ def test_amazon_book_protocol_borders():
 
 
 @given(n=st.integers(45, 400), number=st.integers(2, 20), keep=st.integers(40, 400))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_count_cut_covers_the_last_samples_evenly(n, number, keep):
     data = data_with(history=3, keep_last=min(keep, n - 3))
     periods = cut(log_at(np.arange(n)), data, PeriodsConfig(number=number))
@@ -89,7 +91,7 @@ def test_count_cut_covers_the_last_samples_evenly(n, number, keep):
 
 @given(rows=st.integers(2, 500), share=st.sampled_from(["0.1", "0.2", "0.3", "0.7", "0.9"]))
 @example(rows=10, share="0.9")  # (1 - 0.9) * 10 is 0.99... in floats
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_train_and_validation_part_a_period(rows, share):
     samples = windows(log_at(np.arange(2 * rows + 1)), 1)
     periods = Periods(samples, ("a", "b"), (0, rows, 2 * rows), float(share))
@@ -99,7 +101,7 @@ def test_train_and_validation_part_a_period(rows, share):
 
 
 @given(users=st.lists(st.integers(0, 5), min_size=8, max_size=60), share=st.sampled_from([0.1, 0.25, 0.5]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_by_user_validation_is_the_end_of_every_users_rows(users, share):
     samples = windows(log_at(np.arange(len(users) + 1)), 1)
     samples = replace(samples, user=np.array(users, dtype=samples.user.dtype))

@@ -10,7 +10,7 @@ from lsat_ray.data.reservoir import draw, reservoir
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_size_order_and_determinism(arrivals: int, size: int, seed: int) -> None:
     held = draw(arrivals, size, seed)
     assert len(held) == min(arrivals, size) == len(set(held.tolist()))
@@ -20,7 +20,7 @@ def test_size_order_and_determinism(arrivals: int, size: int, seed: int) -> None
 
 
 @given(st.integers(1, 300), st.integers(0, 100), st.integers(1, 40), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_longer_stream_continues_the_same_reservoir(arrivals: int, more: int, size: int, seed: int) -> None:
     before, after = set(draw(arrivals, size, seed).tolist()), set(draw(arrivals + more, size, seed).tolist())
     assert {k for k in after if k < arrivals} <= before

@@ -50,7 +50,7 @@ def slow_windows(log: Interactions, history: int, ties: str) -> list[tuple[int, 
 
 @pytest.mark.parametrize("ties", ["file-order", "exclude"])
 @given(log=logs(), history=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_are_the_definition(ties, log, history):
     expected = slow_windows(log, history, ties)
     if not expected:
@@ -69,7 +69,7 @@ def test_windows_are_the_definition(ties, log, history):
 
 
 @given(log=logs(), history=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_history_never_holds_the_future(log, history):
     for ties in ("file-order", "exclude"):
         try:

@@ -65,7 +65,7 @@ def test_groups_are_new_dormant_and_active() -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), split=st.sampled_from(["leave-two-out", "next-period"]))
 def test_parts_are_disjoint_and_ordered_in_time(seed: int, split: blocks_module.Split) -> None:
     log = synthetic.generate(users=30, seed=seed)

@@ -21,7 +21,7 @@ from lsat_ray.generative.search import beam_search, score_items
 from lsat_ray.generative.trie import Trie
 from lsat_ray.prompts.batch import collate
 
-LOOSE = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LOOSE = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @LOOSE

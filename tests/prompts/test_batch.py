@@ -30,7 +30,7 @@ def ragged(lengths: list[int], targets: list[int] | None = None) -> Encoded:
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, st.integers(1, 20), st.integers(0, 5))
 def test_an_epoch_holds_every_sequence_once(lengths: list[int], batch: int, seed: int) -> None:
     plan = plan_epoch(ragged(lengths), batch, np.random.default_rng(seed))
@@ -59,7 +59,7 @@ def test_batches_of_many_targets_hold_about_the_asked_number() -> None:
     assert {encoded.targets[b].sum() for b in plan_epoch(encoded, 64, np.random.default_rng(0))} == {64}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, st.integers(1, 8))
 def test_shares_cover_a_batch_and_balance(lengths: list[int], parts: int) -> None:
     size = np.array(lengths)
@@ -71,7 +71,7 @@ def test_shares_cover_a_batch_and_balance(lengths: list[int], parts: int) -> Non
     assert max(loads) - min(loads) <= size.max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, st.integers(1, 200))
 def test_token_budget_is_kept(lengths: list[int], budget: int) -> None:
     encoded = ragged(lengths)

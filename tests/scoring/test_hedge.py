@@ -41,14 +41,14 @@ def regrets(probability: list[dict[str, np.ndarray]], label: list[np.ndarray], e
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rounds(), st.sampled_from([0.25, 0.7, 1.0]))
 def test_the_regret_against_every_expert_is_bounded(made: Rounds, eta: float) -> None:
     found = regrets(*made, eta)
     assert max(found.values()) <= np.log(len(found)) / eta + 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rounds(most_rows=1))
 def test_with_rounds_of_one_row_the_sum_over_rows_is_within_ln_m_of_the_best(made: Rounds) -> None:
     probability, label = made
@@ -70,7 +70,7 @@ def test_the_bound_is_reached_by_the_first_period_alone() -> None:
     assert regrets([experts], [truth], 1.0)["m0"] == pytest.approx(np.log(4), abs=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rounds(), st.integers(0, 11))
 def test_a_mixture_never_depends_on_labels_of_its_own_or_a_later_period(made: Rounds, at: int) -> None:
     probability, label = made

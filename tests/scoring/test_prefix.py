@@ -129,7 +129,7 @@ def test_a_history_of_which_nothing_fits_is_refused(module_bench: Workbench, lay
     history=st.lists(st.tuples(TITLES, st.booleans()), max_size=4),
     candidates=st.lists(TITLES, min_size=1, max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_title_moves_the_answers_place(
     module_bench: Workbench, layout: str, history: list[tuple[str, bool]], candidates: list[str]
 ) -> None:

@@ -133,7 +133,7 @@ TOKEN = 2 * 2 * 2 * 4 * 4
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6), st.booleans()), max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_cache_is_bounded_and_gives_the_longest_beginning_of_the_same_adapter(
     calls: list[tuple[str, int, bool]],
 ) -> None:

@@ -333,7 +333,7 @@ def test_no_body_is_a_server_error(
         body=BODIES | JSON,
         raw=st.sampled_from([None, None, None, b"", b"{", b"[1"]) | st.binary(max_size=30),
     )
-    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=400, suppress_health_check=list(HealthCheck), derandomize=True)
     def send(path: str, body: Any, raw: bytes | None) -> None:
         async def one() -> httpx.Response:
             async with http(served.desk) as client:

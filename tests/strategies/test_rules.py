@@ -140,7 +140,7 @@ def test_table_2_needs_39_trainings_not_82() -> None:
 
 
 @given(st.permutations(TABLE_2), st.lists(st.integers(1, 20), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_parents_come_first_whatever_is_asked_for(names: list[str], periods: list[int]) -> None:
     seen: set[str] = set()
     for spec in needed(make(setting(names=tuple(names[:4]))), periods):
@@ -248,7 +248,7 @@ def test_every_field_is_covered() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_digest_changes_with_any_field_and_with_nothing_else(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(VALUES)))
     value = data.draw(VALUES[name])

@@ -52,7 +52,7 @@ def test_the_gradient_of_the_o_lora_penalty() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_softmax_kl_is_its_definition(seed: int) -> None:
     current, reference = weights(seed), weights(seed + 1)
     expected = sum(

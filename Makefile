@@ -33,8 +33,9 @@ test-slow: $(STAMP)         ## the long tests
 chaos: $(STAMP)             ## 200 seeded faults, each compared with the undisturbed run
 	$(BIN)/python -m tests.chaos --points 200 --seed 0 --workers 2 --json benchmarks/results/chaos.json
 
-chaos-ray: $(STAMP)         ## kill every kind of process of a run on Ray, each compared with the undisturbed run
+chaos-ray: $(STAMP)         ## kill every kind of process of a run on Ray, then at drawn points
 	$(BIN)/python -m tests.chaos --kills --json benchmarks/results/chaos_ray.json
+	$(BIN)/python -m tests.chaos --backend ray --points 18 --seed 0 --json benchmarks/results/chaos_ray_drawn.json
 
 lint: $(STAMP)              ## style, format and types
 	$(BIN)/ruff check .

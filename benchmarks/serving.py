@@ -16,7 +16,8 @@ the digest that it names.
   is the limit on a nano model.
 - `dual_20m`: the same on a random backbone of 20 million weights, where the model is the cost; `dual_ratio_20m` is Ray
   Serve with all its replicas, `dual_ratio_20m_one_process` one process each.
-- `rank`: one request for N candidates against N scores on one connection.
+- `rank`: one request for N candidates against N scores on one connection, every round with another user's history;
+  `again` is the same user once more, whose prefix states are kept.
 - `fuzz`: generated and hostile bodies; counts answers of 500 and above.
 """
 
@@ -172,18 +173,27 @@ def ranking(bench: Bench, url: str, rounds: int = 5) -> dict[str, Any]:
     import httpx
 
     titles = [bench.periods.titles[i % len(bench.periods.titles)] for i in range(1000)]
-    history = bench.questions[0]["history"]
-    found: dict[str, list[float]] = {"10": [], "100": [], "1000": [], "100 scores": []}
+    found: dict[str, list[float]] = {}
+    others = iter([question["history"] for question in bench.questions])
     with httpx.Client(base_url=url, timeout=60) as client:
+
+        def rank(name: str, history: list[Any], count: int) -> None:
+            began = time.perf_counter()
+            client.post("/v1/rank", json={"history": history, "candidates": titles[:count]}).raise_for_status()
+            found.setdefault(name, []).append(time.perf_counter() - began)
+
         for _ in range(rounds):
             for count in (10, 100, 1000):
-                began = time.perf_counter()
-                client.post("/v1/rank", json={"history": history, "candidates": titles[:count]}).raise_for_status()
-                found[str(count)].append(time.perf_counter() - began)
+                history = next(others)
+                rank(str(count), history, count)
+                for _ in range(4):  # each of the replicas may still have to learn the user
+                    client.post("/v1/rank", json={"history": history, "candidates": titles[:count]}).raise_for_status()
+                rank(f"{count} again", history, count)
+            history = next(others)
             began = time.perf_counter()
             for title in titles[:100]:
                 client.post("/v1/score", json={"history": history, "target": title}).raise_for_status()
-            found["100 scores"].append(time.perf_counter() - began)
+            found.setdefault("100 scores", []).append(time.perf_counter() - began)
     median = {name: float(np.median(seconds)) for name, seconds in found.items()}
     return {
         "rank100_ratio": round(median["100 scores"] / median["100"], 1),

@@ -69,7 +69,7 @@ def desk_for(
         store.publish(spec, bench.model.snapshot(), {}, "tiny")
         adapters.append(spec.digest)
     write_current(run_dir, Served(1, tuple(models or models_of(adapters))))
-    recommender = Recommender(bench.model, store, batch_tokens, bench.backbone.fingerprint)
+    recommender = Recommender(bench.model, store, batch_tokens, bench.backbone.fingerprint, state_bytes=1 << 20)
     desk = Desk(recommender, bench.encoder, run_dir, deadline_s=deadline_s)
     return TestDesk(bench, desk, adapters)
 

@@ -1,12 +1,17 @@
-"""The fields of KubeRay's v1 API that the manifests use, as JSON Schema; an unknown field is an error.
+"""The fields of KubeRay's v1 API that the manifests use, as JSON Schema, and what the operator refuses besides.
 
-Names and types are those of the generated field reference of KubeRay 1.6 (docs.ray.io, "KubeRay CRD API reference");
-what a template holds is Kubernetes' own.
+Names, types and enumerations are those of the published API (`ray-operator/apis/ray/v1/*_types.go`, from which the CRD
+files are generated), the refusals those of the operator (`controllers/ray/utils/validation.go`), of KubeRay 1.5 to 1.7.
+What a template holds is Kubernetes' own. An unknown field is an error.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
+
+import yaml
 
 
 def _fields(required: tuple[str, ...], **fields: Any) -> dict[str, Any]:
@@ -61,3 +66,41 @@ def manifest(kind: str) -> dict[str, Any]:
     """Return the schema of a manifest."""
     known = {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind}, "metadata": {"type": "object"}}
     return _fields(("apiVersion", "kind", "metadata", "spec"), spec=SPECS[kind], **known)
+
+
+SUFFIX = 6
+"""Characters that the operator appends to the name of a job or a service to name its cluster."""
+LONGEST = 63 - len("-serve-svc") - SUFFIX
+"""Characters of a name: the services of the cluster must still be DNS labels."""
+TOKEN_FROM = (2, 52)
+"""Ray version that knows token mode."""
+
+
+def refusals(whole: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for all that the operator refuses, or leaves without effect, though its fields are right."""
+    name, spec = whole["metadata"]["name"], whole["spec"]
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST:
+        yield f"name {name}: a DNS-1035 label of at most {LONGEST} characters"
+    cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
+    if cluster is None:
+        yield "a cluster must be described"
+        return
+    if cluster.get("authOptions", {}).get("mode") == "token":
+        version = re.match(r"(\d+)\.(\d+)", cluster.get("rayVersion", ""))
+        if version is None or (int(version[1]), int(version[2])) < TOKEN_FROM:
+            yield "token mode needs rayVersion 2.52 or later"
+    for group in [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]:
+        title = group.get("groupName", "head")
+        if not group["template"]["spec"].get("containers"):
+            yield f"{title}: at least one container"
+        if "labels" in group.get("rayStartParams", {}):
+            yield f"{title}: labels belong to the group, not to rayStartParams"
+        if group.get("minReplicas", 0) > group.get("maxReplicas", 0):
+            yield f"{title}: minReplicas above maxReplicas"
+    names = [group["groupName"] for group in cluster.get("workerGroupSpecs", [])]
+    if len(names) != len(set(names)):
+        yield "two worker groups of one name"
+    if whole["kind"] == "RayJob" and not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), dict):
+        yield "runtimeEnvYAML is no mapping"
+    if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
+        yield "ttlSecondsAfterFinished means nothing without shutdownAfterJobFinishes"

@@ -15,6 +15,7 @@ from lsat_ray.backbone import gated, lean
 from lsat_ray.backbone.dropout import Dropout
 from lsat_ray.backbone.forward import answer_states, text_loss
 from lsat_ray.backbone.load import Backbone
+from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.config import LoraSettings
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Batch
@@ -232,10 +233,14 @@ class AdaptedBackbone(nn.Module):
         with self.peft.disable_adapter():
             yield
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, states: PrefixStates | None = None) -> torch.Tensor:
         """Return the logits of (No, Yes) at each target's answer, float32 [N, 2]; the loss [N] of a `language` batch.
 
         For the logits two rows of the head are used and no vocabulary-wide softmax is taken.
+
+        Args:
+            batch: N targets.
+            states: of its prefix under what is worn, as `forward.answer_states` reads and keeps them.
 
         Raises:
             LsatError: when a gate is to mix for samples that share tokens, or whose vectors are missing.
@@ -251,11 +256,11 @@ class AdaptedBackbone(nn.Module):
                 )
             self.gate.weights = self.gate(batch.profile)
         packing = self.packing and self.gate is None
-        return self._logits(answer_states(self.decoder, batch, self.checkpointing, packing))
+        return self._logits(answer_states(self.decoder, batch, self.checkpointing, packing, states=states))
 
-    def several(self, batch: Batch, count: int) -> torch.Tensor:
+    def several(self, batch: Batch, count: int, states: PrefixStates | None = None) -> torch.Tensor:
         """Return the logits under each of the `count` adapters that `wear_several` put on, float32 [C, N, 2]."""
-        return self._logits(answer_states(self.decoder, batch, copies=count)).view(count, -1, 2)
+        return self._logits(answer_states(self.decoder, batch, copies=count, states=states)).view(count, -1, 2)
 
     def _logits(self, read: torch.Tensor) -> torch.Tensor:
         return read.float() @ self.head.T + self.head_bias  # type: ignore[operator]

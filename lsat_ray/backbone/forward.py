@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone import lean, packed
 from lsat_ray.backbone.dropout import token_keys, use
+from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import Batch
 
@@ -18,7 +19,12 @@ PIECE = 1024
 
 
 def answer_states(
-    decoder: Any, batch: Batch, checkpointing: bool = False, packing: bool = False, copies: int = 1
+    decoder: Any,
+    batch: Batch,
+    checkpointing: bool = False,
+    packing: bool = False,
+    copies: int = 1,
+    states: PrefixStates | None = None,
 ) -> torch.Tensor:
     """Return the last hidden state at each target's answer, [C N, H]: by hand where that is known to be the same.
 
@@ -28,11 +34,12 @@ def answer_states(
         checkpointing: recompute each layer in the backward pass.
         packing: compute no padding where the layout allows it.
         copies: C, how often the batch goes through; more than 1 asks for `lean.supports`.
+        states: what is known of the prefix, and where it is kept; without `lean.supports` nothing is.
     """
     if lean.supports(decoder):
-        if packing and copies == 1 and packed.fits(batch):
+        if packing and copies == 1 and states is None and packed.fits(batch):
             return packed.answer_states(decoder, batch, checkpointing)
-        return lean.answer_states(decoder, batch, checkpointing, copies)
+        return lean.answer_states(decoder, batch, checkpointing, copies, states)
     hidden = hidden_states(decoder, batch, share_prefix=not checkpointing)
     return hidden[batch.answer[:, 0], batch.answer[:, 1]]
 

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from lsat_ray.backbone.attention import attend
 from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.backbone.gated import mix, unmix
+from lsat_ray.backbone.pointwise import norm, rotate
+from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.prompts.batch import Batch
 
 _Parts = tuple[torch.Tensor, torch.Tensor]
@@ -27,12 +29,15 @@ FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
 class _Plan(NamedTuple):
-    """What all layers of one pass share. T = C (P + B L) tokens: for each copy the prefix once, then every row."""
+    """What all layers of one pass share. T = C (P - K + B L) tokens: for each copy what is unknown of the prefix, then
+    every row."""
 
     copies: int
     """C."""
     prefix: int
     """P."""
+    known: int
+    """K, first tokens of the prefix whose keys and values are at hand."""
     rows: int
     """B."""
     width: int
@@ -43,6 +48,8 @@ class _Plan(NamedTuple):
     """[T, 1, d / 2]."""
     mask: torch.Tensor
     """float [C B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
+    ahead: torch.Tensor | None
+    """float [1, 1, P - K, P] likewise, of the prefix's own queries; None for plain causal (K = 0)."""
     keys: torch.Tensor | None
     """int64 [T], what dropout knows the tokens by; None where nothing is dropped."""
 
@@ -58,7 +65,9 @@ def supports(decoder: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds)
 
 
-def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False, copies: int = 1) -> torch.Tensor:
+def answer_states(
+    decoder: Any, batch: Batch, checkpointing: bool = False, copies: int = 1, states: PrefixStates | None = None
+) -> torch.Tensor:
     """Return the last hidden state at each target's answer, [C N, H].
 
     Args:
@@ -67,25 +76,28 @@ def answer_states(decoder: Any, batch: Batch, checkpointing: bool = False, copie
         checkpointing: recompute each layer in the backward pass.
         copies: C, how often the batch goes through, copy after copy; each copy has an adapter of its own
             (`AdaptedBackbone.several`). Frozen weights are read once for all.
+        states: of the first tokens of this prefix, under these adapters; afterwards of the whole prefix. For passes
+            without gradients.
     """
-    tokens = torch.cat([batch.prefix, batch.tokens.flatten()])
+    known = states.length if states else 0
+    tokens = torch.cat([batch.prefix[known:], batch.tokens.flatten()])
     x = decoder.embed_tokens(tokens)
-    plan = _plan(decoder, batch, x, copies)
+    plan = _plan(decoder, batch, x, copies, known)
     if copies > 1:
         x = x.repeat(copies, 1)
     recompute = checkpointing and torch.is_grad_enabled()
-    for layer in decoder.layers[:-1]:
-        x = checkpoint(_layer, layer, x, plan, use_reentrant=False) if recompute else _layer(layer, x, plan)
-    last = decoder.layers[-1]
-    args = (last, x, plan, *_slots(batch, plan))
+    for number, layer in enumerate(decoder.layers[:-1]):
+        own = (layer, x, plan, number, states)
+        x = checkpoint(_layer, *own, use_reentrant=False) if recompute else _layer(*own)
+    args = (decoder.layers[-1], x, plan, len(decoder.layers) - 1, states, *_slots(batch, plan))
     x = checkpoint(_last_layer, *args, use_reentrant=False) if recompute else _last_layer(*args)
     return norm(decoder.norm, x)
 
 
-def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int) -> _Plan:
+def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int, known: int) -> _Plan:
     prefix, (rows, width) = len(batch.prefix), batch.tokens.shape
     device = x.device
-    position = torch.cat([torch.arange(prefix, device=device), batch.position.flatten()])
+    position = torch.cat([torch.arange(known, prefix, device=device), batch.position.flatten()])
     cos, sin = (t[0, :, None, : t.shape[-1] // 2] for t in decoder.rotary_emb(x[None], position[None]))
     if batch.mask is None:
         column = torch.arange(width, device=device)
@@ -94,11 +106,15 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int) -> _Plan:
     else:
         seen = batch.mask
     mask, keys = _additive(seen, x.dtype), token_keys(batch)
+    ahead = None
+    if 0 < known < prefix:
+        column = torch.arange(prefix, device=device)
+        ahead = _additive((column[None, :] <= column[known:, None])[None, None], x.dtype)
     if copies > 1:
         cos, sin = cos.repeat(copies, 1, 1), sin.repeat(copies, 1, 1)
         mask = mask if len(mask) == 1 else mask.repeat(copies, 1, 1, 1)
         keys = None if keys is None else keys.repeat(copies)
-    return _Plan(copies, prefix, rows, width, cos, sin, mask, keys)
+    return _Plan(copies, prefix, known, rows, width, cos, sin, mask, ahead, keys)
 
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -118,29 +134,39 @@ def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch
     mask = plan.mask.expand(len(place), -1, -1, -1)[:, 0]
     mask = mask.gather(1, place[:, :, None].expand(-1, -1, mask.shape[2]))[:, None]
     copy = torch.arange(plan.copies, device=row.device)[:, None]
-    start = plan.prefix + plan.width * torch.arange(plan.rows, device=row.device)
-    start = start + copy * (plan.prefix + plan.rows * plan.width)
+    fresh = plan.prefix - plan.known
+    start = fresh + plan.width * torch.arange(plan.rows, device=row.device)
+    start = start + copy * (fresh + plan.rows * plan.width)
     return start.view(-1, 1) + place, mask, (slot + copy * plan.rows * size).flatten()
 
 
-def _layer(layer: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
+def _layer(layer: Any, x: torch.Tensor, plan: _Plan, number: int, states: PrefixStates | None) -> torch.Tensor:
     attention = layer.self_attn
     query, key, value = heads(attention, "qkv", norm(layer.input_layernorm, x), plan.cos, plan.sin, plan.keys)
-    (ahead, own), keys, values = (_parted(t, plan) for t in (query, key, value))
+    ahead, own = _parted(query, plan)
+    keys, values = _whole_prefix(key, value, plan, number, states)
     mixed = attend(_rows(own, plan), *_joined(keys, values, plan), plan.mask, attention.scaling)
     mixed = mixed.transpose(1, 2).reshape(plan.copies, -1, *query.shape[1:])
-    if plan.prefix:
+    if plan.known < plan.prefix:
         alone = [t.transpose(1, 2) for t in (ahead, keys[0], values[0])]
-        first = attend(alone[0], alone[1], alone[2], None, attention.scaling)
+        first = attend(alone[0], alone[1], alone[2], plan.ahead, attention.scaling)
         mixed = torch.cat([first.transpose(1, 2), mixed], dim=1)
     return feed(layer, x + linear(attention.o_proj, mixed.reshape(len(x), -1), plan.keys), plan.keys)
 
 
 def _last_layer(
-    layer: Any, x: torch.Tensor, plan: _Plan, place: torch.Tensor, mask: torch.Tensor, slot: torch.Tensor
+    layer: Any,
+    x: torch.Tensor,
+    plan: _Plan,
+    number: int,
+    states: PrefixStates | None,
+    place: torch.Tensor,
+    mask: torch.Tensor,
+    slot: torch.Tensor,
 ) -> torch.Tensor:
     attention, normed = layer.self_attn, norm(layer.input_layernorm, x)
-    key, value = (_parted(t, plan) for t in heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys))
+    found = heads(attention, "kv", normed, plan.cos, plan.sin, plan.keys)
+    key, value = _whole_prefix(found[0], found[1], plan, number, states)
     at = place.flatten()
     query = heads(attention, "q", normed[at], plan.cos[at], plan.sin[at], some(plan.keys, at))[0]
     query = query.view(*place.shape, *query.shape[1:]).transpose(1, 2)
@@ -179,9 +205,21 @@ def heads(
 
 
 def _parted(x: torch.Tensor, plan: _Plan) -> _Parts:
-    """Part [T, ...] into [C, P, ...] and [C, B L, ...]; one split: two slices would fill zeros in the backward pass."""
-    before, own = x.view(plan.copies, -1, *x.shape[1:]).split([plan.prefix, plan.rows * plan.width], dim=1)
+    """Part [T, ...] into [C, P - K, ...] and [C, B L, ...]; two slices would fill zeros in the backward pass."""
+    sizes = [plan.prefix - plan.known, plan.rows * plan.width]
+    before, own = x.view(plan.copies, -1, *x.shape[1:]).split(sizes, dim=1)
     return before, own
+
+
+def _whole_prefix(
+    key: torch.Tensor, value: torch.Tensor, plan: _Plan, number: int, states: PrefixStates | None
+) -> tuple[_Parts, _Parts]:
+    """Part a layer's keys and values, and put what is known of the prefix before what is new: [C, P, heads, d]."""
+    keys, values = _parted(key, plan), _parted(value, plan)
+    if states is None or not plan.prefix:
+        return keys, values
+    before = states.extended(number, (keys[0], values[0]))
+    return (before[0], keys[1]), (before[1], values[1])
 
 
 def _rows(x: torch.Tensor, plan: _Plan) -> torch.Tensor:
@@ -333,58 +371,3 @@ def _plain(module: Any) -> bool:
     if type(module) is not nn.Linear or module.weight.requires_grad or hasattr(module.weight, "ds_id"):
         return False
     return not (module._forward_hooks or module._forward_pre_hooks)
-
-
-def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return `module(x)`, an RMS norm; a frozen one keeps less for the backward pass."""
-    weight = module.weight
-    if weight.requires_grad or hasattr(weight, "ds_id"):
-        return module(x)
-    return _RmsNorm.apply(x, weight, module.variance_epsilon)
-
-
-class _RmsNorm(torch.autograd.Function):
-    """`x / rms(x) * weight` with a frozen weight; keeps its input and one number a token."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = torch.rsqrt(length.square() / x.shape[-1] + epsilon)
-        ctx.save_for_backward(x, weight, inverse)
-        return (x.float() * inverse).to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x, weight, inverse = ctx.saved_tensors
-        wide = x.float()
-        grad = grads[0].float() * weight
-        along = (grad * wide).sum(-1, keepdim=True) * (inverse.pow(3) / -x.shape[-1])
-        return grad.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return the rotary embedding of [T, heads, d]; cos and sin are [T, 1, d / 2]."""
-    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Rotate(torch.autograd.Function):
-    """Rotary embedding of [T, heads, d], halves as in LLaMA."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, -1.0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, sin, 1.0), None, None
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=-sign)
-    return out

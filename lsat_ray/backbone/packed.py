@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lsat_ray.backbone.dropout import token_keys
-from lsat_ray.backbone.lean import feed, heads, linear, norm, some
+from lsat_ray.backbone.lean import feed, heads, linear, some
+from lsat_ray.backbone.pointwise import norm
 from lsat_ray.prompts.batch import Batch
 
 

@@ -144,6 +144,7 @@ def fits(config: Experiment, model: Any) -> Iterator[Finding]:
         yield Finding("ok", "memory", words)
     if config.serve.gpus and engine.gpus and not config.backbone.quantization:
         card = memory.size_of(torch.device("cuda", 0))
-        if refused := memory.replica_refusal(dressed, engine.batch_tokens, card, config.serve.gpus):
+        states = config.serve.states_mib << 20
+        if refused := memory.replica_refusal(dressed, engine.batch_tokens, states, card, config.serve.gpus):
             text, _, remedy = refused.removeprefix("memory: ").partition("; ways out: ")
             yield Finding("fail", "memory", text, remedy)

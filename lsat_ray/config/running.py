@@ -85,6 +85,9 @@ class ServeConfig(Node):
     """Text file, one title per line, most popular first: what a ranking orders that is sent no candidates."""
     shortlist: int = Field(100, ge=1, le=1000)
     """Titles of the catalogue that are scored then: the first that the history does not hold."""
+    states_mib: int = Field(64, ge=0)
+    """MiB of prefix states (keys and values of the preamble and of histories) that a replica keeps between requests, so
+    that a user who asks again is not computed again (0: none)."""
     deadline_s: float = Field(2.0, gt=0)
     """Seconds that a request waits for its turn; what would wait longer is refused with 429."""
     start_s: float = Field(600.0, gt=0)

@@ -44,7 +44,7 @@ class Scorer:
         self.setup = setup
         gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         folder = on_this_machine(setup.backbone, Path(setup.backbone_folder))
-        memory.check_replica(setup.backbone, setup.lora, setup.batch_tokens, folder, gpus)
+        memory.check_replica(setup.backbone, setup.lora, setup.batch_tokens, setup.state_bytes, folder, gpus)
         self.desk = setup.desk(serve.get_replica_context().replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

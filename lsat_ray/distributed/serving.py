@@ -78,8 +78,8 @@ def check(config: Experiment) -> None:
         return  # a Serve that runs there has the port already, and its GPUs are not this machine's
     check_port(config)
     if config.backbone.path != "nano" and config.serve.gpus:
-        tokens, folder = config.engine.batch_tokens, locate(config.backbone)
-        memory.check_replica(config.backbone, config.lora, tokens, folder, config.serve.gpus)
+        tokens, states, folder = config.engine.batch_tokens, config.serve.states_mib << 20, locate(config.backbone)
+        memory.check_replica(config.backbone, config.lora, tokens, states, folder, config.serve.gpus)
 
 
 def start(

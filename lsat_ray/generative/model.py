@@ -11,6 +11,7 @@ from torch.nn import functional
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.backbone.forward import answer_states
 from lsat_ray.backbone.load import Backbone
+from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.config import LoraSettings
 from lsat_ray.errors import LsatError
 from lsat_ray.generative.backbone import CodeBackbone
@@ -119,9 +120,9 @@ class GenerativeModel(AdaptedBackbone):
         super().wear(lora)
         self.set_rows(rows)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, states: PrefixStates | None = None) -> torch.Tensor:
         """Return the logits of every class at each answer, float32 [N, M * size]."""
-        return self.logits(answer_states(self._decoder[0], batch, self.checkpointing, self.packing))
+        return self.logits(answer_states(self._decoder[0], batch, self.checkpointing, self.packing, states=states))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of every class, float32, for last hidden states [..., H]."""

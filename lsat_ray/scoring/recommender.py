@@ -16,6 +16,7 @@ from lsat_ray.prompts.encode import Encoder
 from lsat_ray.scoring.model import OUTPUT_MERGES, Model, combine
 from lsat_ray.scoring.prefix import Ask, Work, assemble, prepare
 from lsat_ray.scoring.score import part, score
+from lsat_ray.scoring.states import StateCache
 
 Pass = tuple[Any, Adapter | None]
 """A forward pass over the samples: what identifies it, and the adapter that is worn (None: the frozen backbone)."""
@@ -34,6 +35,7 @@ class Recommender:
         store: AdapterStore,
         batch_tokens: int = 16384,
         fingerprint: str | None = None,
+        state_bytes: int = 0,
     ) -> None:
         """Start without adapters.
 
@@ -42,11 +44,13 @@ class Recommender:
             store: where they lie.
             batch_tokens: most padded tokens in a pass.
             fingerprint: of the backbone; adapters that were trained on another one are refused (None: not compared).
+            state_bytes: most bytes of prefix states that are kept between live requests.
         """
         self.backbone = backbone
         self.store = store
         self.batch_tokens = batch_tokens
         self.fingerprint = fingerprint
+        self.states = StateCache(state_bytes)
         self._adapters: dict[str, Adapter] = {}
         self._merged: dict[Any, Adapter] = {}
         self._shapes = {name: tuple(p.shape) for name, p in backbone.slot_parameters().items()}
@@ -69,6 +73,7 @@ class Recommender:
                 key = _merge_key(model)
                 merged[key] = self._merged.get(key) or _merge(model, adapters)
         self._adapters, self._merged = adapters, merged
+        self.states.serve(key for model in models for key, _ in self.passes(model))
 
     def passes(self, model: Model) -> list[Pass]:
         """Return the passes whose margins a model combines: one an ensemble member, else one.
@@ -113,7 +118,7 @@ class Recommender:
         return [(encoded, group) for group in groups[share[0] :: share[1]]]
 
     def steps(
-        self, models: Sequence[Model], passes: Sequence[list[Pass]], work: Sequence[Work], together: bool = False
+        self, models: Sequence[Model], passes: Sequence[list[Pass]], work: Sequence[Work], live: bool = False
     ) -> Generator[None, None, tuple[np.ndarray, list[np.ndarray]]]:
         """Score as `scores` does, bit for bit, with a pause after each pass in which others may use the backbone.
 
@@ -121,7 +126,8 @@ class Recommender:
             models: what to score with.
             passes: their `passes`, taken before: a `prepare` in a pause changes nothing here.
             work: what to score.
-            together: short work goes through once for all adapters; margins are the same to 1e-6, no more bit for bit.
+            live: short work goes through once for all adapters, and prefix states are kept for the next request;
+                margins are the same to 1e-6, no more bit for bit.
 
         Returns:
             (row int64 [M], one float64 [M] of P(like) per model).
@@ -129,24 +135,32 @@ class Recommender:
         adapters = dict(one for several in passes for one in several)
         found, values = [np.empty(0, np.int64)], [np.empty((len(adapters), 0), np.float32)]
         for encoded, group in work:
-            each = [[adapter] for adapter in adapters.values()]
-            if together and self._shares(len(each), encoded, group):
-                each = [list(adapters.values())]
+            each = [[key] for key in adapters]
+            if live and self._shares(list(adapters), encoded, group):
+                each = [list(adapters)]
             margin = []
             for worn in each:
-                index, value = part(self.backbone, worn, encoded, self.batch_tokens, group)
+                states = self.states.find(worn, encoded.prefix) if live else None
+                known = states.length if states else 0
+                own = [adapters[key] for key in worn]
+                index, value = part(self.backbone, own, encoded, self.batch_tokens, group, states)
+                if states:
+                    self.states.keep(worn, encoded.prefix, known, states)
                 margin.append(value)
                 yield
             found.append(encoded.row[index])
             values.append(np.concatenate(margin))
-        known = dict(zip(adapters, np.concatenate(values, axis=1), strict=True))
-        scores = [combine(m, [known[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
+        by_key = dict(zip(adapters, np.concatenate(values, axis=1), strict=True))
+        scores = [combine(m, [by_key[key] for key, _ in several]) for m, several in zip(models, passes, strict=True)]
         return np.concatenate(found), scores
 
-    def _shares(self, adapters: int, encoded: Encoded, group: np.ndarray) -> bool:
+    def _shares(self, worn: list[Any], encoded: Encoded, group: np.ndarray) -> bool:
         """Return whether several adapters go through these sequences in one pass."""
-        tokens = len(encoded.prefix) + len(group) * int(encoded.lengths[group].max())
-        return adapters > 1 and adapters * tokens <= TOGETHER and self.backbone.wears_several
+        if len(worn) == 1 or not self.backbone.wears_several:
+            return False
+        known = self.states.find(worn, encoded.prefix).length
+        tokens = len(encoded.prefix) - known + len(group) * int(encoded.lengths[group].max())
+        return len(worn) * tokens <= TOGETHER
 
     def rank(self, model: Model, encoder: Encoder, ask: Ask) -> np.ndarray:
         """Return P(like) float64 [N] of each candidate; the history is computed once for all.
@@ -160,7 +174,7 @@ class Recommender:
             Refused: when a title does not fit.
         """
         work = assemble(encoder, [prepare(encoder, ask)], self.batch_tokens)
-        rows, scores = finish(self.steps([model], [self.passes(model)], work, together=True))
+        rows, scores = finish(self.steps([model], [self.passes(model)], work, live=True))
         return scores[0][np.argsort(rows)]
 
     def _held(self, digest: str) -> Adapter:

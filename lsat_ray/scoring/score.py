@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
+from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.prompts.batch import Batch, Encoded, collate, token_budget_batches
 
 
@@ -64,6 +65,7 @@ def part(
     encoded: Encoded,
     batch_tokens: int = 16384,
     sequences: np.ndarray | None = None,
+    states: PrefixStates | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (index, margin [C, M]) of the targets of some sequences (all when None), C adapters in one pass.
 
@@ -73,19 +75,21 @@ def part(
         encoded: the sequences.
         batch_tokens: most padded tokens in a pass, without the copies.
         sequences: which of them.
+        states: of the prefix under these adapters, read and kept.
     """
     if model.training:  # the walk over all modules costs a tenth of a short pass
         model.eval()
     if len(adapters) > 1:
         model.wear_several(adapters)
-        return margins(partial(model.several, count=len(adapters)), encoded, model.device, batch_tokens, sequences)
-    (adapter,) = adapters
+        several = partial(model.several, count=len(adapters), states=states)
+        return margins(several, encoded, model.device, batch_tokens, sequences)
+    (adapter,), alone = adapters, partial(model, states=states)
     if adapter is None:
         with model.bare():
-            index, value = margins(model, encoded, model.device, batch_tokens, sequences)
+            index, value = margins(alone, encoded, model.device, batch_tokens, sequences)
     else:
         model.wear(adapter)
-        index, value = margins(model, encoded, model.device, batch_tokens, sequences)
+        index, value = margins(alone, encoded, model.device, batch_tokens, sequences)
     return index, value[None]
 
 

@@ -258,7 +258,7 @@ class Desk:
             prepared = [job.prepared[i] for job, i in several]
             work = assemble(self._encoder, prepared, self.recommender.batch_tokens)
             self.metrics.tokens.observe(sum(p.tokens for p in prepared))
-            rows, (scores,) = await _drive(self.recommender.steps([model], [passes[digest]], work, together=True))
+            rows, (scores,) = await _drive(self.recommender.steps([model], [passes[digest]], work, live=True))
             ends = np.cumsum([len(p.used) for p in prepared])[:-1]
             for (job, i), part in zip(several, np.split(scores[np.argsort(rows)], ends), strict=True):
                 results[id(job), i] = Result(name, model, served.version, part, job.prepared[i].used)
@@ -281,7 +281,7 @@ class Desk:
                 passes = self.recommender.passes(candidate)
             except LsatError:  # it was withdrawn meanwhile
                 return
-            rows, (scores,) = await _drive(self.recommender.steps([candidate], [passes], work, together=True))
+            rows, (scores,) = await _drive(self.recommender.steps([candidate], [passes], work, live=True))
             for distance in np.abs(scores[np.argsort(rows)] - answered).tolist():
                 self.metrics.difference.observe(distance)
             self.metrics.shadowed.inc(len(rows))
@@ -296,6 +296,7 @@ class Desk:
             roles["candidate"] = served.candidate.strategy
         means, periods = await asyncio.to_thread(self._losses, list(roles.values()))
         self.metrics.losses({role: (name, means[name]) for role, name in roles.items() if name in means}, periods)
+        self.metrics.prefixes(self.recommender.states)
         return self.metrics.text()
 
     def _losses(self, names: list[str]) -> tuple[dict[str, float], int]:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 from lsat_ray.scoring.served import Served
+from lsat_ray.scoring.states import StateCache
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 TOKENS = (64, 256, 1024, 4096, 16384, 65536)
@@ -33,6 +34,10 @@ class Metrics:
         self.difference = self._histogram(
             "shadow_difference", "Distance between the shadow's P(like) and the answer.", DIFFERENCE
         ).labels(replica)
+        self._hits = self._counter("prefix_hits", "Tokens of prefixes whose states were kept.").labels(replica)
+        self._misses = self._counter("prefix_misses", "Tokens of prefixes that were computed.").labels(replica)
+        self._bytes = self._gauge("prefix_bytes", "Bytes of prefix states that are kept.").labels(replica)
+        self._counted = (0, 0)
         self._loss = self._gauge("log_loss", "Mean prequential log-loss on the periods tested so far.", "model", "role")
         self._tested = self._gauge("log_loss_periods", "Tested periods behind lsat_ray_log_loss.").labels(replica)
 
@@ -73,6 +78,14 @@ class Metrics:
         for role, (model, loss) in by_role.items():
             self._loss.labels(self.replica, model, role).set(loss)
         self._tested.set(periods)
+
+    def prefixes(self, cache: StateCache) -> None:
+        """Say what the prefix states saved so far."""
+        hits, misses = self._counted
+        self._hits.inc(cache.hits - hits)
+        self._misses.inc(cache.misses - misses)
+        self._counted = (cache.hits, cache.misses)
+        self._bytes.set(cache.bytes)
 
     def text(self) -> str:
         """Return all in Prometheus' text format."""

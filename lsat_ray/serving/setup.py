@@ -40,6 +40,8 @@ class Setup:
     history: int
     """Longest history that HTTP may send."""
     batch_tokens: int
+    state_bytes: int
+    """Most bytes of prefix states that a replica keeps between requests."""
     threads: int
     default: str | None
     """Name of the model that answers where none is named (None: the first)."""
@@ -67,6 +69,7 @@ class Setup:
             run_dir=str(run_dir.absolute()),
             history=config.data.history,
             batch_tokens=config.engine.batch_tokens,
+            state_bytes=config.serve.states_mib << 20,
             threads=config.serve.threads,
             default=config.serve.default,
             deadline_s=config.serve.deadline_s,
@@ -82,7 +85,7 @@ class Setup:
         backbone = load(self.backbone, on_this_machine(self.backbone, Path(self.backbone_folder)))
         model, store = AdaptedBackbone(backbone, self.lora), AdapterStore(Path(self.store_root))
         desk = Desk(
-            Recommender(model, store, self.batch_tokens, backbone.fingerprint),
+            Recommender(model, store, self.batch_tokens, backbone.fingerprint, self.state_bytes),
             Encoder(backbone.tokenizer, self.prompt, self.titles),
             Path(self.run_dir),
             self.default,

@@ -231,14 +231,16 @@ def check(config: Experiment, folder: Path) -> None:
         raise LsatError(line)
 
 
-def replica_refusal(model: AdaptedBackbone, batch_tokens: int, memory: int, gpus: float) -> str | None:
+def replica_refusal(model: AdaptedBackbone, batch_tokens: int, states: int, memory: int, gpus: float) -> str | None:
     """Return one line that says why a replica does not fit, with ways out, or None.
 
-    It holds the backbone, the adapters that it serves and will serve next, and one layer of its largest pass.
+    It holds the backbone, the adapters that it serves and will serve next, prefix states, and one layer of its largest
+    pass.
 
     Args:
         model: the backbone with a slot, without weights (`dressed`).
         batch_tokens: of the largest pass.
+        states: bytes of prefix states that it keeps between requests.
         memory: bytes of a whole GPU.
         gpus: that a replica asks for; it uses one, or a part of it.
     """
@@ -247,20 +249,22 @@ def replica_refusal(model: AdaptedBackbone, batch_tokens: int, memory: int, gpus
     frozen = sum(p.numel() * p.element_size() for p in weights)
     adapters = MODELS * sum(4 * p.numel() for p in model.slot_parameters().values())
     work = _layer(model.peft.get_base_model().config, batch_tokens * weights[0].element_size())
-    need, have = frozen + adapters + work, int(memory * min(1.0, gpus))
+    need, have = frozen + adapters + states + work, int(memory * min(1.0, gpus))
     if need <= ROOM * have:
         return None
-    parts = f"weights {_gib(frozen)}, adapters {_gib(adapters)}, activations {_gib(work)}"
+    parts = f"weights {_gib(frozen)}, adapters {_gib(adapters)}, prefix states {_gib(states)}, activations {_gib(work)}"
     ways = ["--set serve.gpus=0 --set backbone.device=auto (serve on the CPU)", "a smaller backbone.path"]
     if gpus < 1 and need <= ROOM * memory:
         ways.insert(0, "--set serve.gpus=1")
-    if (fewer := int((ROOM * have - frozen - adapters) / work * batch_tokens)) >= FEWEST_TOKENS:
+    if (fewer := int((ROOM * have - frozen - adapters - states) / work * batch_tokens)) >= FEWEST_TOKENS:
         ways.insert(0, f"--set engine.batch_tokens={fewer // FEWEST_TOKENS * FEWEST_TOKENS}")
     way = ", or ".join(ways)
     return f"memory: a replica needs about {_gib(need)} ({parts}) of {_gib(have)}; ways out: {way}"
 
 
-def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: int, folder: Path, gpus: float) -> None:
+def check_replica(
+    backbone: BackboneConfig, lora: LoraSettings, batch_tokens: int, states: int, folder: Path, gpus: float
+) -> None:
     """Refuse a replica that does not fit its share of a GPU, before a weight is loaded.
 
     As in training nothing is refused on a CPU or for quantised weights.
@@ -269,6 +273,7 @@ def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: in
         backbone: device and dtype of the weights.
         lora: shape of the adapters.
         batch_tokens: of its largest pass.
+        states: bytes of prefix states that it keeps between requests.
         folder: of the backbone; only its `config.json` is read.
         gpus: that a replica asks for.
 
@@ -279,7 +284,7 @@ def check_replica(backbone: BackboneConfig, lora: LoraSettings, batch_tokens: in
     if device.type != "cuda" or not gpus or backbone.quantization:
         return
     model = dressed(outline(folder, backbone), lora)
-    if line := replica_refusal(model, batch_tokens, size_of(device), gpus):
+    if line := replica_refusal(model, batch_tokens, states, size_of(device), gpus):
         raise LsatError(line)
 
 

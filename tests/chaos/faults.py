@@ -10,12 +10,17 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.processes import TITLES, slay
+
 REAL = ("kill", "full")
 """Kinds that happen to the running process: SIGKILL; a disk that is full once."""
 CRASH = ("cut", "torn", "flip", "draft")
 """Kinds that are what a dead process leaves: the disk as it stood at the point, and with the ledger's last line torn, a
 byte of an adapter's file flipped, or half-written drafts lying about."""
 KINDS = (*REAL, *CRASH)
+"""Kinds of the local backend."""
+RAY_KINDS = (*REAL, *TITLES)
+"""Kinds on Ray: what happens to the driver, and the death of another process while the driver stands at the point."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Fault:
     @property
     def run(self) -> str:
         """Name of its run."""
-        return f"fault-{self.number:03d}"
+        return f"fault-{self.number:03d}-{self.kind}"
 
 
 def strike(kind: str) -> None:
-    """Do what happens to the process."""
+    """Do what happens to the process, or to another one of its run."""
+    if kind in TITLES:
+        return slay(TITLES[kind])
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -75,17 +82,27 @@ def _leave_drafts(run: Path, chance: random.Random) -> None:
 def sample(points: list[str], number: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
     """Draw faults: every kind equally often, each at points drawn without replacement as long as there are some."""
     chance = random.Random(seed)
-    first = {
-        "torn": next(i for i, name in enumerate(points) if name == "after append ledger.jsonl") + 1,
-        "flip": next(i for i, name in enumerate(points) if name.startswith("after store")) + 1,
-        "draft": 2,
-    }
+
+    def window(kind: str) -> list[int]:
+        """Return the points at which a kind can happen."""
+        found = range(len(points))
+        if kind == "draft":
+            found = found[2:]
+        elif kind == "torn":
+            found = found[points.index("after append ledger.jsonl") + 1 :]
+        elif kind == "flip":
+            found = found[next(i for i, name in enumerate(points) if name.startswith("after store")) + 1 :]
+        elif kind in TITLES:  # all of them live from the first change of the endpoint to the last
+            swaps = [i for i, name in enumerate(points) if name.startswith("after swap")]
+            found = found[swaps[0] : swaps[-1] + 1]
+        return list(found)
+
     faults: list[Fault] = []
     left: dict[str, list[int]] = {}
     for n in range(number):
         kind = kinds[n % len(kinds)]
         if not left.get(kind):
-            left[kind] = list(range(first.get(kind, 0), len(points)))
+            left[kind] = window(kind)
             chance.shuffle(left[kind])
         place = left[kind].pop()
         faults.append(Fault(n, place, points[place], kind))

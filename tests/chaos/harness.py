@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from tests.chaos.faults import Fault, leave, sample, strike
+from tests.chaos.faults import CRASH, REAL, Fault, leave, sample, strike
 
 CONFIG = """
 data: {format: synthetic, history: 3, keep_last: 300, synthetic: {users: 30, items: 60, warmup: 200, half_life: 192}}
@@ -79,9 +80,13 @@ def drill(
         workers: faults at once (local backend).
     """
     place.root.mkdir(parents=True, exist_ok=True)
-    points = _points(place)
+    before = place.folder(WHOLE).is_dir() and not set(kinds) & set(CRASH)  # the undisturbed run of an earlier call
+    points = json.loads((place.root / "points.json").read_text()) if before else _points(place)
     faults = sample(points, number, seed, kinds)
-    _expect(place, attempt(place, WHOLE, [f for f in faults if f.kind not in ("kill", "full")], seed))
+    if crashes := [f for f in faults if f.kind in CRASH]:
+        _expect(place, attempt(place, WHOLE, crashes, seed))
+    elif not before:
+        place.folder("points").rename(place.folder(WHOLE))
     outcomes = []
     with ThreadPoolExecutor(workers) as pool:
         for fault, outcome in zip(faults, pool.map(partial(face, place), faults), strict=True):
@@ -95,13 +100,15 @@ OUTCOMES = ("identical", "lost", "doubled", "different", "failed", "hung")
 
 
 def face(place: Place, fault: Fault) -> Outcome:
-    """Let a fault happen, go on by the same command, and compare."""
+    """Let a fault happen, go on by the same command, and compare; another process's death costs no second command."""
     began = time.monotonic()
-    if fault.kind in ("kill", "full"):
+    if fault.kind not in CRASH:  # what an earlier call left
+        shutil.rmtree(place.folder(fault.run), ignore_errors=True)
+    if fault.kind in REAL:
         code = attempt(place, fault.run, [fault])
         if code is None or code == 0:
             return _outcome(fault, began, "hung: at the fault" if code is None else "failed: the fault did not happen")
-    code = attempt(place, fault.run)
+    code = attempt(place, fault.run, [] if fault.kind in (*REAL, *CRASH) else [fault])
     if code is None:
         return _outcome(fault, began, "hung: after the fault")
     if code:
@@ -239,14 +246,16 @@ def _replay(place: Place, run: str, faults: list[Fault], seed: int) -> None:
             return  # the backbone, which only the first run builds
         for fault in [f for f in faults if f.point == len(passed)]:
             assert fault.name == name, f"point {fault.point} is {name!r} here, and was {fault.name!r}"
-            if fault.kind in ("kill", "full"):
-                strike(fault.kind)
-            else:
+            if fault.kind in CRASH:
                 leave(fault, place.folder(run), seed)
+            else:
+                strike(fault.kind)
         passed.append(name)
 
     if run == "points" or faults:
         instrument(visit)
     replay(config, place.root, backend, lambda line: print(line, flush=True))
+    if missed := [f for f in faults if f.point >= len(passed)]:
+        raise RuntimeError(f"the fault did not happen: point {missed[0].point} was not passed")
     if run == "points":
         (place.root / "points.json").write_text(json.dumps(passed))

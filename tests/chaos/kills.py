@@ -13,27 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.harness import OUTCOMES, WHOLE, Outcome, Place, attempt, compare
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Return the command lines of all processes below one, by process id."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    below, new = set(), {pid}
-    while new:
-        new = {p for p, parent in parents.items() if parent in new} - below
-        below |= new
-    lines = {}
-    for p in below:
-        try:
-            lines[p] = Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    return lines
+from tests.chaos.processes import TITLES, descendants
 
 
 def arrived(run: Path) -> int:
@@ -71,17 +51,17 @@ class Kill:
 KILLS = {
     kill.name: kill
     for kill in (
-        Kill("queue", "ray::TrainingQueue", 18610, training),
-        Kill("stream", "ray::StreamReplayer", 18611, training),
-        Kill("training-worker", "RayTrainWorker", 18612, training),
-        Kill("session", "TrainController", 18620, training),
-        Kill("one-of-two-sessions", "TrainController", 18621, training, sessions=2),
-        Kill("replica", "ServeReplica:", 18613, scoring),
-        Kill("proxy", "ray::ProxyActor", 18614, scoring),
-        Kill("controller", "ray::ServeController", 18615, scoring),
+        Kill("queue", TITLES["queue"], 18610, training),
+        Kill("stream", TITLES["stream"], 18611, training),
+        Kill("training-worker", TITLES["training-worker"], 18612, training),
+        Kill("session", TITLES["session"], 18620, training),
+        Kill("one-of-two-sessions", TITLES["session"], 18621, training, sessions=2),
+        Kill("replica", TITLES["replica"], 18613, scoring),
+        Kill("proxy", TITLES["proxy"], 18614, scoring),
+        Kill("controller", TITLES["controller"], 18615, scoring),
         Kill("trial", "ray::ImplicitFunc", 18619, Path.is_dir),
-        Kill("hung-worker", "RayTrainWorker", 18616, training, signal.SIGSTOP),
-        Kill("hung-replica", "ServeReplica:", 18617, scoring, signal.SIGSTOP),
+        Kill("hung-worker", TITLES["training-worker"], 18616, training, signal.SIGSTOP),
+        Kill("hung-replica", TITLES["replica"], 18617, scoring, signal.SIGSTOP),
     )
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.faults import KINDS, sample
+from tests.chaos.faults import KINDS, RAY_KINDS, sample
 from tests.chaos.harness import WHOLE, Place, compare, drill
 
 
@@ -21,7 +21,7 @@ def test_a_dozen_faults_leave_identical_results(tmp_path: Path) -> None:
     ledger = (whole / "ledger.jsonl").read_text()
 
     # The comparison itself must see what it is there for.
-    broken = tmp_path / "fault-000"
+    broken = tmp_path / f"fault-000-{KINDS[0]}"
     lines = ledger.splitlines(keepends=True)
     for content, seen in (
         ("".join(lines[:-1]), "lost"),
@@ -46,3 +46,12 @@ def test_a_seed_draws_the_same_faults_of_every_kind_where_they_can_happen() -> N
     assert all(points[f.point] == f.name for f in faults)
     assert min(f.point for f in faults if f.kind == "flip") == 6
     assert min(f.point for f in faults if f.kind == "torn") == 4
+
+
+def test_on_ray_processes_die_while_all_of_them_live() -> None:
+    points = ["before write a", "after write a", "before swap 1", "after swap 1", "before record x", "after record x"]
+    points += ["before swap 2", "after swap 2", "before write b", "after write b"]
+    faults = sample(points, 45, 1, RAY_KINDS)
+    assert {kind: sum(f.kind == kind for f in faults) for kind in RAY_KINDS} == dict.fromkeys(RAY_KINDS, 5)
+    assert {f.point for f in faults if f.kind not in ("kill", "full")} == {3, 4, 5, 6, 7}
+    assert min(f.point for f in faults if f.kind == "kill") < 3

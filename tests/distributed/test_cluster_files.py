@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 import tomllib
 from functools import reduce
@@ -86,6 +87,13 @@ def test_the_machine_image_is_the_one_that_this_ray_takes() -> None:
     assert f'"{config["provider"]["region"]}": "{image}"' in source
 
 
+def test_gcps_machine_image_is_one_and_not_the_newest_of_a_family() -> None:
+    """A family's name means another image, with another driver, from one day to the next."""
+    types = read("gcp.yaml")["available_node_types"].values()
+    (image,) = {disk["initializeParams"]["sourceImage"] for node in types for disk in node["node_config"]["disks"]}
+    assert re.fullmatch(r"projects/[a-z-]+/global/images/[a-z0-9-]+-nvidia-\d+-v20\d{6}", image)
+
+
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_nodes_wait_for_drivers_and_share_memory_and_cache(name: str) -> None:
     config = read(name)
@@ -142,7 +150,7 @@ def test_a_node_type_has_the_gpu_memory_that_its_configs_need(
     card = CARDS[node.get("InstanceType") or node["machineType"]] * 2**30
     model, tokens = dressed(backbone, experiment.lora), experiment.engine.batch_tokens
     assert refusal(model, experiment, int(card * experiment.engine.gpus)) is None
-    assert replica_refusal(model, tokens, card, experiment.serve.gpus) is None
+    assert replica_refusal(model, tokens, experiment.serve.states_mib << 20, card, experiment.serve.gpus) is None
 
 
 def test_there_is_one_image_and_one_list_of_packages() -> None:
@@ -207,6 +215,37 @@ def test_kuberay_manifests_have_no_field_that_the_published_apis_lack(name: str,
     reduce(getitem, (*template, "spec"), broken)["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
         _check_pod(reduce(getitem, template, broken))
+
+
+@pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
+def test_kuberay_manifests_have_nothing_that_the_operator_refuses(name: str, kind: str, section: str) -> None:
+    """What a schema cannot say: the server takes such a manifest, and the operator then does nothing with it."""
+    assert list(kuberay.refusals(read(name))) == []
+    head, worker = ("spec", section, "headGroupSpec"), ("spec", section, "workerGroupSpecs", 0)
+    for place, field, wrong, words in (
+        (("metadata",), "name", "l" * 48, "at most 47"),
+        (("metadata",), "name", "Lsat_ray", "DNS-1035"),
+        (("spec", section), "rayVersion", "2.51.1", "2.52 or later"),
+        ((*head, "template", "spec"), "containers", [], "head: at least one container"),
+        ((*worker, "rayStartParams"), "labels", "spot=yes", "gpu: labels belong"),
+        (worker, "minReplicas", 3, "gpu: minReplicas above"),
+    ):
+        broken = read(name)
+        reduce(getitem, place, broken)[field] = wrong
+        (line,) = kuberay.refusals(broken)
+        assert words in line
+    broken = read(name)
+    broken["spec"][section]["workerGroupSpecs"] *= 2
+    assert list(kuberay.refusals(broken)) == ["two worker groups of one name"]
+    if kind == "RayJob":
+        for field, wrong, words in (
+            ("runtimeEnvYAML", "env_vars", "no mapping"),
+            ("shutdownAfterJobFinishes", False, "means nothing"),
+        ):
+            broken = read(name)
+            broken["spec"][field] = wrong
+            (line,) = kuberay.refusals(broken)
+            assert words in line
 
 
 def _check_pod(template: Any) -> None:

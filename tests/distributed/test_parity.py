@@ -16,16 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("stages", [(1,), pytest.param((0, 2, 3), marks=pytest.mark.slow)], ids=str)
-def test_two_workers_equal_one_process_and_go_on_exactly(stages: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, *(pytest.param(z, marks=pytest.mark.slow) for z in (0, 2, 3))])
+def test_two_workers_equal_one_process_and_go_on_exactly(stage: int, tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    command = [sys.executable, "benchmarks/zero_parity.py", "--workers", "2", "--json", str(out), "--stages"]
-    command += [str(stage) for stage in stages]
+    command = [sys.executable, "benchmarks/zero_parity.py", "--workers", "2", "--json", str(out)]
+    command += ["--stages", str(stage)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(out.read_text())["rows"]
-    engines = ("data-parallel", *(f"zero{z}" for z in stages))
+    engines = ("data-parallel", f"zero{stage}")
     assert {r["engine"] for r in rows} == {f"{e}-micro{m}" for e in engines for m in (1, 2)}
     for row in rows:
         assert not row["some_weight_is_zero"], row

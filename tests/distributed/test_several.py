@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ import httpx
 import pytest
 
 from tests.chaos.harness import CONFIG, compare
-from tests.chaos.kills import descendants
+from tests.chaos.kills import arrived
+from tests.chaos.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,12 +39,16 @@ def cluster(*cpus: int) -> Iterator[Any]:
         found.shutdown()
 
 
+def user() -> dict[str, str]:
+    """Return a user's environment: the cluster's token, and nothing that this test session tells Ray."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(("RAY_AUTH", "RAY_ENABLE"))}
+
+
 def start(folder: Path, name: str, address: str | None, *sets: str, command: str = "replay") -> subprocess.Popen[str]:
     """Start the tiny run as a user does, on the cluster of an address or in one process."""
     config = folder / "tiny.yaml"
     config.write_text(CONFIG)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(("RAY_AUTH", "RAY_ENABLE"))}
-    env |= {"RAY_ADDRESS": address} if address else {}
+    env = user() | ({"RAY_ADDRESS": address} if address else {})
     line = [sys.executable, "-m", "lsat_ray", command, "--config", str(config), "--runs-dir", str(folder)]
     line += ["--name", name, "--set", f"engine.backend={'ray' if address else 'local'}"]
     line += [part for s in ("engine.kind=torch", f"serve.port={PORT}", *sets) for part in ("--set", s)]
@@ -84,20 +91,81 @@ def test_replays_beside_a_kept_service_and_each_other_end_as_alone(tmp_path: Pat
         assert compare(whole, run) == "identical"
 
 
-def test_a_study_works_on_all_nodes_survives_the_loss_of_one_and_uses_one_that_comes_late(tmp_path: Path) -> None:
-    """And what must outlive a spot node lies on the driver's: the queue and the stream."""
-    seeds = "seeds=[0, 1, 2, 3, 4, 5]"
-    whole = finish(start(tmp_path, "whole", None, seeds, command="study"), tmp_path, "whole")
-    with cluster(1, 1, 1) as three:
-        sets = (seeds, "engine.sessions=3", "engine.cpus=0.75")
-        process = start(tmp_path, "spread", three.address, *sets, command="study")
-        nodes = [three.head_node, *three.worker_nodes]
-        eventually("a worker on every node", process, lambda: all(holds(n, "RayTrainWorker") for n in nodes))
+STUDY = ("seeds=[0, 1, 2, 3, 4, 5]", "engine.workers=2", "engine.sessions=2", "engine.cpus=0.6")
+REPLAY = ("engine.sessions=2", "engine.cpus=0.6", "serve.replicas=2", "serve.cpus=0.6")
+
+
+@pytest.mark.parametrize(
+    ("command", "sets", "titles"),
+    [("study", STUDY, ["RayTrainWorker"]), ("replay", REPLAY, ["ServeReplica", "RayTrainWorker"])],
+)
+def test_a_run_works_on_all_four_nodes_survives_the_loss_of_one_and_uses_one_that_comes_late(
+    tmp_path: Path, command: str, sets: tuple[str, ...], titles: list[str]
+) -> None:
+    """Each node has room for one worker or one replica, and there are four; the first title says what is lost.
+
+    What must outlive a spot node lies on the driver's: the queue and the stream.
+    """
+    whole = finish(start(tmp_path, "whole", None, *sets, command=command), tmp_path, "whole")
+    with cluster(1, 1, 1, 1) as four:
+        process = start(tmp_path, "spread", four.address, *sets, command=command)
+        nodes = [four.head_node, *four.worker_nodes]
+        eventually("work on every node", process, lambda: all(any(holds(n, t) for t in titles) for n in nodes))
         (home,) = [n for n in nodes if holds(n, "ray::TrainingQueue")]
         eventually("the stream beside the queue", process, lambda: holds(home, "ray::StreamReplayer"))
-        lost = next(n for n in three.worker_nodes if n is not home)
-        three.remove_node(lost, allow_graceful=False)
-        late = three.add_node(num_cpus=1, node_ip_address="127.0.0.1")
-        eventually("a worker on the node that came late", process, lambda: holds(late, "RayTrainWorker"))
+        if command == "replay":
+            eventually("a period scored", process, lambda: arrived(tmp_path / "spread") >= 4)
+        lost = next(n for n in four.worker_nodes if n is not home and holds(n, titles[0]))
+        four.remove_node(lost, allow_graceful=False)
+        late = four.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+        eventually("such work on the node that came late", process, lambda: holds(late, titles[0]))
         spread = finish(process, tmp_path, "spread")
     assert compare(whole, spread) == "identical"
+
+
+JOIN = """
+import sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+ports = dict(min_worker_port=0, max_worker_port=0, node_manager_port=0)  # any
+what = dict(num_cpus=int(sys.argv[2]), num_gpus=0, object_store_memory=150 * 2**20, include_log_monitor=False)
+where = dict(redis_address=sys.argv[1], gcs_address=sys.argv[1], node_ip_address="127.0.0.1")
+Node(RayParams(**ports, **what, **where), head=False, shutdown_at_exit=True, spawn_reaper=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def blind(others: Any, folder: Path, cpus: int) -> Iterator[None]:
+    """Let a node join that has an empty disk where the others have the folder: a mount that it alone sees."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root: a node with a disk of its own is a process with mounts of its own")
+    join = shlex.join([sys.executable, "-c", JOIN, others.address, str(cpus)])
+    mounted = f"mount -t tmpfs none {shlex.quote(str(folder))} && exec {join}"
+    line = ["unshare", "-m", "sh", "-c", mounted]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, text=True) as node:  # ends with what it reads
+        table = others.global_state.node_table
+        eventually("the node", node, lambda: sum(n["Alive"] for n in table()) == 2, seconds=60)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("command", "sets", "words"),
+    [
+        ("study", ("engine.workers=2", "engine.cpus=1.5"), "--runs-dir: .* does not see .*; runs must lie on storage"),
+        ("replay", ("engine.cpus=2", "serve.cpus=1"), "backbone.path: .* does not see .*; runs and models must lie"),
+    ],
+)
+def test_a_run_on_storage_that_one_of_two_nodes_does_not_see_is_one_line(
+    tmp_path: Path, command: str, sets: tuple[str, ...], words: str
+) -> None:
+    """A worker (study) or a replica (replay) that lands there: it wrote, or read, where nobody else looks."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with cluster(2) as one, blind(one, runs, 2):
+        process = start(runs, "torn", one.address, *sets, command=command)
+        code, log = process.wait(timeout=300), (runs / "torn.log").read_text()
+    assert code == 2, log[-3000:]
+    assert re.search(words, log.splitlines()[-1]), log[-3000:]
+    assert "Traceback" not in log

@@ -18,7 +18,7 @@ from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.tasks import Context, Fit, Score
 from lsat_ray.scoring.model import Model
-from tests.chaos.kills import descendants
+from tests.chaos.processes import descendants
 
 pytestmark = pytest.mark.ray
 TASK = Score(Model("frozen", 1, "frozen"), Slice(1, "all"))

@@ -100,9 +100,9 @@ def served_models(adapters: list[str]) -> list[Model]:
     ]
 
 
-def run(recommender: Recommender, models: list[Model], work: Any, together: bool) -> tuple[int, np.ndarray]:
+def run(recommender: Recommender, models: list[Model], work: Any, live: bool) -> tuple[int, np.ndarray]:
     """Return the number of passes, and the scores [models, N] in the order of the rows."""
-    steps, count = recommender.steps(models, [recommender.passes(m) for m in models], work, together), 0
+    steps, count = recommender.steps(models, [recommender.passes(m) for m in models], work, live), 0
     while True:
         try:
             next(steps)
@@ -128,8 +128,8 @@ def test_every_model_scores_as_with_a_pass_for_each_adapter(
     short, long = work_of(1, 2), work_of(200)
     for several in [[m] for m in models] + [models]:
         for work in (short, long):
-            _, expected = run(recommender, several, work, together=False)
-            np.testing.assert_allclose(run(recommender, several, work, together=True)[1], expected, atol=1e-6)
+            _, expected = run(recommender, several, work, live=False)
+            np.testing.assert_allclose(run(recommender, several, work, live=True)[1], expected, atol=1e-6)
     ensemble, three = models[:1], [models[6]]
     assert three[0].strategy == "three"
     assert run(recommender, ensemble, short, True)[0] == run(recommender, three, short, True)[0] == len(short)

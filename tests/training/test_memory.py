@@ -108,7 +108,7 @@ def test_a_replica_that_does_not_fit_its_share_is_refused_with_ways_out_that_fit
     gpu(monkeypatch, GIB24)
 
     def check(tokens: int, gpus: float) -> None:
-        check_replica(config.backbone, config.lora, tokens, tmp_path, gpus)
+        check_replica(config.backbone, config.lora, tokens, 64 << 20, tmp_path, gpus)
 
     check(16384, 1.0)
     check(16384, 0.0)  # it serves on the CPU

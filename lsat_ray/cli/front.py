@@ -286,8 +286,10 @@ def _one_line(run: Path) -> Iterator[None]:
             raise
         from lsat_ray.distributed.training import note
 
-        log = run / "train" / "driver.log"
-        raise LsatError(f"ray: {note(log, 'the driver', error)}; see {log}; the same command goes on") from error
+        log, cause = run / "train" / "driver.log", getattr(error, "cause", None) or error
+        note(log, "the driver", error)
+        words = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        raise LsatError(f"ray: {words}; see {log}; the same command goes on") from error
 
 
 def _told(checked: Checked, say: Say) -> str:

@@ -159,7 +159,12 @@ def blind(others: Any, folder: Path, cpus: int) -> Iterator[None]:
             ("engine.workers=2", "engine.cpus=1.5"),
             "--runs-dir: .* does not see .*; runs must lie on storage",
         ),
-        ("replay", 1, ("engine.cpus=2", "serve.cpus=1"), "backbone.path: .* does not see .*; runs and models must lie"),
+        (
+            "replay",
+            1,
+            ("engine.cpus=1.5", "serve.cpus=0.9"),
+            "backbone.path: .* does not see .*; runs and models must lie",
+        ),
     ],
 )
 def test_a_run_on_storage_that_one_of_two_nodes_does_not_see_is_one_line(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,7 +270,26 @@ def _go(run: Callable[..., Path], config: Experiment, folder: Path, say: Say, ch
     if done := finished(checked, folder, "replay" if endpoint else "study"):
         say("nothing left to do")
         return done
-    return run(config, folder, make_backend(config), say, checked)
+    with _one_line(folder / config.name):
+        return run(config, folder, make_backend(config), say, checked)
+
+
+@contextmanager
+def _one_line(run: Path) -> Iterator[None]:
+    """Turn an error of Ray's that nobody foresaw into one line; the traceback goes to a log in the run's folder."""
+    try:
+        yield
+    except LsatError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise
+        from lsat_ray.distributed.training import note
+
+        log, cause = run / "train" / "driver.log", getattr(error, "cause", None) or error
+        note(log, "the driver", error)
+        words = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        raise LsatError(f"ray: {words}; see {log}; the same command goes on") from error
 
 
 def _told(checked: Checked, say: Say) -> str:

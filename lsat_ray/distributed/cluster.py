@@ -17,6 +17,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # seconds until a worker that died is missed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",  # a worker that hangs is killed then; its task is done again
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # on busy nodes one that is not ready in 5 is killed again and again
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(
         (

@@ -43,6 +43,8 @@ from lsat_ray.training import memory
 
 STOP_S = 70.0
 """Seconds that Serve's controller has to answer; it gives up a deletion after 60."""
+STARTS = 3
+"""Times that Serve is started whose proxy dies meanwhile."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of Serve: no line per request."""
 
@@ -105,7 +107,7 @@ def start(
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
     _claim(config.serve.host, config.serve.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=QUIET)
+    _open(config.serve.host, config.serve.port)
     others = set(serve.status().applications) - {config.name}
     target = serve.RunTarget(app, name=config.name, route_prefix=f"/{config.name}" if others else "/")
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
@@ -231,6 +233,27 @@ def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: P
         logging_config=QUIET,
     )
     return deployment.bind(setup)
+
+
+def _open(host: str, port: int) -> None:
+    """Start Serve and its proxies, one on every node.
+
+    A proxy that is slow to start is killed by Serve's controller, which then starts another; whoever waited for the
+    first one is told of its death.
+
+    Raises:
+        LsatError: when none comes up.
+    """
+    for left in reversed(range(STARTS)):
+        try:
+            serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
+            return
+        except (RayError, TimeoutError) as error:
+            if not left:
+                raise LsatError(
+                    f"serve: its proxy at {host}:{port} does not come up ({first_lines(error)}); are the nodes very "
+                    "busy? The same command goes on"
+                ) from error
 
 
 def _claim(host: str, port: int) -> None:

@@ -151,21 +151,31 @@ def blind(others: Any, folder: Path, cpus: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("command", "sets", "words"),
+    ("command", "room", "sets", "words"),
     [
-        ("study", ("engine.workers=2", "engine.cpus=1.5"), "--runs-dir: .* does not see .*; runs must lie on storage"),
-        ("replay", ("engine.cpus=2", "serve.cpus=1"), "backbone.path: .* does not see .*; runs and models must lie"),
+        (
+            "study",
+            2,
+            ("engine.workers=2", "engine.cpus=1.5"),
+            "--runs-dir: .* does not see .*; runs must lie on storage",
+        ),
+        (
+            "replay",
+            1,
+            ("engine.cpus=1.5", "serve.cpus=0.9"),
+            "backbone.path: .* does not see .*; runs and models must lie",
+        ),
     ],
 )
 def test_a_run_on_storage_that_one_of_two_nodes_does_not_see_is_one_line(
-    tmp_path: Path, command: str, sets: tuple[str, ...], words: str
+    tmp_path: Path, command: str, room: int, sets: tuple[str, ...], words: str
 ) -> None:
     """A worker (study) or a replica (replay) that lands there: it wrote, or read, where nobody else looks."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    with cluster(2) as one, blind(one, runs, 2):
+    with cluster(2) as one, blind(one, runs, room):
         process = start(runs, "torn", one.address, *sets, command=command)
-        code, log = process.wait(timeout=300), (runs / "torn.log").read_text()
+        code, log = process.wait(timeout=400), (runs / "torn.log").read_text()
     assert code == 2, log[-3000:]
     assert re.search(words, log.splitlines()[-1]), log[-3000:]
     assert "Traceback" not in log

@@ -157,6 +157,7 @@ def slope(part: str, points: list[Point]) -> float:
 def draw(parts: dict[str, Any], file: Path) -> None:
     """Draw a panel for each part: seconds over what grows, and peak memory."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     from lsat_ray.report.style import GREY, drawing
 
@@ -165,17 +166,19 @@ def draw(parts: dict[str, Any], file: Path) -> None:
         for axes, (part, found) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts.items(), strict=True):
             points = found["points"]
             x = [point[AXES[part]] for point in points]
-            axes.loglog(x, [cost(part, point) for point in points], marker="o", label="seconds")
-            axes.set_title(f"{part}: slope {found['slope']:g}")
-            axes.set_xlabel(AXES[part])
-            axes.set_ylabel(
-                {"samples": "CPU s to read and cut", "workers": "s per target"}.get(part, "CPU s per target")
-            )
+            seconds, memory = [cost(part, point) for point in points], [point["peak_mib"] for point in points]
             other = axes.twinx()
-            other.loglog(x, [point["peak_mib"] for point in points], marker="s", color=GREY, ls="--")
+            axes.loglog(x, seconds, marker="o")
+            other.loglog(x, memory, marker="s", color=GREY, ls="--")
+            axes.set_title(f"{part}: slope {found['slope']:g}")
+            what = {"samples": "CPU s to read and cut", "workers": "s per target"}
+            axes.set(xlabel=AXES[part], ylabel=what.get(part, "CPU s per target"))
             other.set_ylabel("peak memory, MiB", color=GREY)
-            axes.set_xticks(x, [f"{value:,}" for value in x], minor=False)
-            axes.minorticks_off()
+            axes.set_xticks(x, [EngFormatter(places=0, sep="")(value) for value in x])
+            axes.set_yticks(seconds, [f"{value:.2g}" for value in seconds])
+            other.set_yticks(memory, [f"{value:,}" for value in memory])
+            for each in (axes, other):
+                each.minorticks_off()
         figure.savefig(file, metadata={"Date": None})
 
 

@@ -28,7 +28,7 @@ test-ray: $(STAMP)          ## what runs on a Ray cluster, and the faults
 	$(BIN)/python -m pytest $(RUNS)
 
 test-slow: $(STAMP)         ## the long tests
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -m slow --timeout 3600
 
 chaos: $(STAMP)             ## 200 seeded faults, each compared with the undisturbed run
 	$(BIN)/python -m tests.chaos --points 200 --seed 0 --workers 2 --json benchmarks/results/chaos.json

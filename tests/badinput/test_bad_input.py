@@ -109,7 +109,7 @@ LOGS: dict[str, tuple[dict[str, str], list[str]]] = {
 }
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LOGS)
 def test_rows_of_a_log(name: str, cases: range, tmp_path: Path) -> None:
     files, sets = LOGS[name]
@@ -136,7 +136,7 @@ def test_rows_of_a_log(name: str, cases: range, tmp_path: Path) -> None:
 # configs
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_configs(cases: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("ML1M", "ML_LATEST_SMALL", "AMAZON_BOOK", "PESO"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -186,7 +186,7 @@ def run(tmp_path: Path) -> Path:
     return folder.path
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_ledgers(cases: range, run: Path) -> None:
     file = run / "ledger.jsonl"
     whole = file.read_bytes()
@@ -209,7 +209,7 @@ def test_ledgers(cases: range, run: Path) -> None:
     many(cases, spoil, use, run)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_adapter_folders(cases: range, run: Path) -> None:
     store = AdapterStore(run / "adapters")
     digest = store.digests()[0]
@@ -240,7 +240,7 @@ def test_adapter_folders(cases: range, run: Path) -> None:
     many(cases, spoil, use, run)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_what_is_served(cases: range, run: Path) -> None:
     """A broken `current.json` is one line where it is read, and is mended by the run itself."""
     file = run / "current.json"

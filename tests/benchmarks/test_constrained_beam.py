@@ -20,7 +20,7 @@ def test_it_writes_its_result(tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "constrained_beam.py"), *small],
-        check=True, capture_output=True, timeout=120, env={**os.environ, "PYTHONPATH": path},
+        check=True, capture_output=True, timeout=360, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     result = json.loads(out.read_text())
     assert result["items"] == result["semantic_ids"] == 200

@@ -11,7 +11,7 @@ from tests.chaos.faults import KINDS, RAY_KINDS, sample
 from tests.chaos.harness import WHOLE, Place, compare, drill
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_dozen_faults_leave_identical_results(tmp_path: Path) -> None:
     """Two of each kind: SIGKILL, a full disk, a crash, a torn ledger, a flipped byte, half-written drafts."""
     table = drill(Place(tmp_path, "local"), 12, 7, KINDS, print, workers=2)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.kills import KILLS, face, undisturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

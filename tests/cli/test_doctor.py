@@ -128,6 +128,6 @@ def test_nothing_but_findings_is_printed(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lsat_ray", "doctor", *SMOKE, "--set", f"serve.port={free_port()}"]
     env = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", "RAY_ADDRESS")}
     env["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=360)
     assert done.stderr == ""
     assert all(line.split()[0] in ("ok", "warn", "fail") for line in done.stdout.splitlines()), done.stdout

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -149,7 +149,7 @@ def test_ctrl_c_says_at_once_how_to_go_on(tmp_path: Path) -> None:
         "sys.argv = ['/usr/bin/lsat-ray', 'replay', '--name', 'two words']\n"
         "with one_clear_error(): os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=180)
     assert done.returncode == 130
     assert "go on with: lsat-ray replay --name 'two words'" in done.stdout
     assert "Traceback" not in done.stderr
@@ -161,7 +161,7 @@ def test_a_command_ends_with_its_status_and_what_was_registered_for_the_end_runs
         "import atexit\nfrom lsat_ray.cli.console import run\natexit.register(lambda: print('registered'))\n"
         f"def command() -> None:\n    print('said', end=' ')\n    raise SystemExit({status})\nrun(command)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=180)
     assert (done.returncode, done.stdout, done.stderr) == (status, "said registered\n", "")
 
 
@@ -174,7 +174,7 @@ from lsat_ray.cli.console import one_clear_error
 from lsat_ray.errors import LsatError
 with one_clear_error(): raise LsatError({path!r})
 """],
-        capture_output=True, text=True, cwd=ROOT, timeout=60,
+        capture_output=True, text=True, cwd=ROOT, timeout=180,
     ).stdout  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def rules(tmp_path: Path) -> Path:
 def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-m", "lsat_ray", *words, "--set", ROWS]
-    return subprocess.run(call, cwd=folder, env=env, capture_output=True, text=True, timeout=500)
+    return subprocess.run(call, cwd=folder, env=env, capture_output=True, text=True, timeout=1500)
 
 
 def test_it_is_validated(rules: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def run(folder: Path, config: str, name: str, *sets: str, command: str = "replay
     options = ["--config", f"jobs/configs/{config}.yaml", "--runs-dir", str(folder), "--name", name]
     options += [part for s in ("engine.kind=torch", *sets) for part in ("--set", s)]
     line = [sys.executable, "-m", "lsat_ray", command, *options]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=4500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / name
 
@@ -33,7 +33,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("config", ["smoke", "synthetic"])
 def test_a_replay_is_the_same_on_ray_and_in_one_process(tmp_path: Path, config: str) -> None:
     ray = run(tmp_path, config, "ray", "serve.port=18531")
@@ -43,7 +43,7 @@ def test_a_replay_is_the_same_on_ray_and_in_one_process(tmp_path: Path, config: 
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 def test_a_study_is_the_same_on_ray_and_in_one_process(tmp_path: Path) -> None:
     ray = run(tmp_path, "study_synthetic", "ray", command="study")
     local = run(tmp_path, "study_synthetic", "local", "engine.backend=local", command="study")

@@ -28,7 +28,7 @@ def study(folder: Path) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_small_study_gives_the_committed_table_and_resumes_without_training(tmp_path: Path) -> None:
     assert "21 distinct models: 0 reused, 21 to train" in study(tmp_path)
     run = tmp_path / "study_synthetic"

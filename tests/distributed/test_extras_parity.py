@@ -19,7 +19,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.training.fit import Fitted, TorchEngine, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 class Case(NamedTuple):

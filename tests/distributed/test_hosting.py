@@ -59,7 +59,7 @@ def ended(process: subprocess.Popen[str]) -> str:
     """End a process that may have ended, and return what it printed."""
     process.terminate()
     try:
-        return "".join(filter(None, process.communicate(timeout=30)))
+        return "".join(filter(None, process.communicate(timeout=90)))
     except subprocess.TimeoutExpired:
         process.kill()
         return "".join(filter(None, process.communicate()))
@@ -159,7 +159,7 @@ def test_the_same_command_takes_up_after_the_head_was_lost(run: Path, desk: Test
         commit(run, second)
         eventually("it follows", lambda: score(port, body)["version"] == 2, 60)
         os.kill(head_of(process.pid), signal.SIGKILL)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=360)
         assert process.returncode != 0
     with on_ray(run, port):
         after = eventually("it serves again", lambda: score(port, body), 180)

@@ -15,7 +15,7 @@ SMOKE = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "smoke.yaml"
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(360)
 def test_a_joined_cluster_that_can_never_place_the_run_is_refused(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def start(folder: Path, port: int) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> str:
-    code = process.wait(timeout=240)
+    code = process.wait(timeout=720)
     log = (folder / "log").read_text()
     assert code == 0, log[-3000:]
     return log
@@ -129,7 +129,7 @@ def test_the_search_opens_with_tunes_own_api(undisturbed: Path, ray_cluster: Non
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1500)
 def test_killed_and_started_again_it_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL the job while it trains on a period that it has scored; no metric and no adapter may differ."""
     run = tmp_path / "tiny"

@@ -14,7 +14,7 @@ from lsat_ray.cli import front
 from lsat_ray.errors import LsatError
 from tests.chaos.processes import TITLES, descendants
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(540)]
 PORT = 18437
 
 

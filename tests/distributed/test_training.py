@@ -52,7 +52,7 @@ def test_a_killed_queue_is_told_again_what_it_had_been_told(ray_cluster: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_session_that_never_gets_ready_ends_with_one_line_and_its_log(ray_cluster: Any, tmp_path: Path) -> None:
     """Only our own error was reported; and a session that always died would be restarted for ever."""
     import ray
@@ -71,7 +71,7 @@ def test_a_session_that_never_gets_ready_ends_with_one_line_and_its_log(ray_clus
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_node_that_does_not_see_the_run_is_one_line_at_once(
     ray_cluster: Any, tiny_experiment: Experiment, tmp_path: Path
 ) -> None:
@@ -180,7 +180,7 @@ def crowded(loop: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_rank_whose_memory_runs_out_under_deepspeed_begins_the_fit_again_with_all(
     ray_cluster: Any,
     tiny_experiment: Experiment,

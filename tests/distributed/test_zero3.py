@@ -12,7 +12,7 @@ from test_backends import run
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_replay_under_zero_3_reaches_what_one_process_reaches(tmp_path: Path, workers: int) -> None:
     sets = (f"engine.workers={workers}", "engine.kind=deepspeed", "engine.zero=3", "serve.port=18537")

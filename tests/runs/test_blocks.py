@@ -113,7 +113,7 @@ def test_a_killed_run_ends_with_the_same_bytes(file: Path, tmp_path: Path) -> No
     whole = blocks.study(config, tmp_path / "whole", quiet)
     for words, times in (("AdapterSpec(", 2), ("sasrec/single-evolving: NDCG@10", 1), ("block 1 seed 0 lsat-en", 1)):
         command = [sys.executable, "-c", KILLED, str(file), str(tmp_path / "broken"), words, str(times)]
-        died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
         assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     broken = tmp_path / "broken" / "small"
     assert not (broken / "table.csv").exists() and (broken / "ledger.jsonl").exists()

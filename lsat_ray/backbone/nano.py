@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ def build(
     if len(samples) == 0:
         raise LsatError("backbone.nano: no samples before the first period; lower data.keep_last")
     tokenizer = build_tokenizer(texts(periods.titles, samples, prompt.item_word), config.vocabulary)
-    model = build_model(config, tokenizer)
-    encoded = Encoder(tokenizer, prompt, periods.titles)(samples)
+    with ThreadPoolExecutor(1) as beside:  # the library encodes without Python's lock, while transformers is imported
+        encoding = beside.submit(Encoder(tokenizer, prompt, periods.titles), samples)
+        model = build_model(config, tokenizer)
+        encoded = encoding.result()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

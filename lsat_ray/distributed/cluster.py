@@ -86,9 +86,15 @@ def connect() -> bool:
 
 
 def disconnect() -> None:
-    """Shut down the cluster that `connect` started."""
+    """Shut down the cluster that `connect` started.
+
+    The autoscaler's monitor, which has nothing to do on one machine, is ended first: `ray.shutdown` would wait a second
+    for it, while it tries to say good-bye to a head that has ended.
+    """
     import ray
 
+    if node := getattr(ray._private.worker, "_global_node", None):
+        node.kill_monitor(check_alive=False)
     ray.shutdown()
 
 

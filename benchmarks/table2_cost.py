@@ -9,7 +9,10 @@ process and one load of the backbone per training. Ours is a study over the loca
 lean engine, stored scores. Both have the same log, backbone, splits, recipe (batch, epochs, learning rate, a validation
 per epoch, best weights kept), machine and number of threads. The backbone is built before the clock starts. Nothing is
 extrapolated: the log is so short that both end. Factors are of processor time: `sharing` is all trainings of the
-reference way over its distinct ones, `engine` these over ours.
+reference way over its distinct ones, `engine` these over ours. `--dtype auto` puts our backbone into bfloat16 where the
+machine multiplies it natively; the reference way keeps float32, its default. With `--noise N` our way is repeated
+afterwards with N other seeds: `auc_sd` is a row's standard deviation over all of them, what chance alone makes of it,
+and `auc_gap` is to be read beside it.
 """
 
 from __future__ import annotations
@@ -205,28 +208,30 @@ class Reference:
         return best[0][1]
 
 
-def ours(run: Run) -> tuple[dict[str, float], Cost, int]:
-    """Return the mean AUC of every row, the costs and the number of adapters, by the steps of a study."""
-    cost, last = Cost(), run.periods.count
+def ours(run: Run) -> tuple[dict[str, float], Cost, set[str]]:
+    """Return the mean AUC of every row, the costs and the adapters' digests, by the steps of a study."""
+    cost, last, seed = Cost(), run.periods.count, run.config.seeds[0]
+    for t in range(1, last + 1):
+        run.backend.arrive(t)
     specs = needed(run)
     with cost.stage("train"):
         steps.train(run, last, specs)
     with cost.stage("search"):
-        steps.choose(run, 0, range(run.config.first_test - 1, last))
+        steps.choose(run, seed, range(run.config.first_test - 1, last))
     with cost.stage("score"):
-        steps.measure(run, 0, run.tested)
+        steps.measure(run, seed, run.tested)
     found = {}
-    for strategy in run.strategies[0]:
-        records = [run.ledger.get(0, strategy.name, t, "score") for t in run.tested]
+    for strategy in run.strategies[seed]:
+        records = [run.ledger.get(seed, strategy.name, t, "score") for t in run.tested]
         found[strategy.name] = float(np.mean([r["auc"] for r in records if r]))
-        print(f"ours: {strategy.name} {found[strategy.name]:.4f}", flush=True)
-    return found, cost, len(specs)
+        print(f"ours, seed {seed}: {strategy.name} {found[strategy.name]:.4f}", flush=True)
+    return found, cost, {s.digest for s in specs}
 
 
 def settings(options: argparse.Namespace) -> Experiment:
     """Return the experiment: the embedded stream, cut short, the seven rows."""
     long = options.periods // 2
-    nano = f"backbone.nano={{hidden: {options.hidden}, vocabulary: {options.vocabulary}, epochs: 1}}"
+    nano = f"hidden: {options.hidden}, layers: {options.layers}, vocabulary: {options.vocabulary}, epochs: 1"
     words = [
         f"data.keep_last={options.periods * options.samples}",
         f"data.synthetic={{users: 60, items: 80, warmup: 600, half_life: {8 * options.samples}}}",
@@ -234,8 +239,7 @@ def settings(options: argparse.Namespace) -> Experiment:
         f"replay.long_periods={long}",
         "study.every_period=false",
         "strategies=[full-retraining, fine-tuning, short-term, long-term, lsat-en, lsat-en-full, lsat-ta]",
-        "backbone.device=cpu",
-        nano,
+        f"backbone={{device: cpu, dtype: {options.dtype}, nano: {{{nano}}}}}",
         "recipe={lr: 0.005, epochs: 2, batch_size: 32, select: auc}",
         f"engine={{backend: local, kind: torch, workers: 1, sessions: 1, threads: {options.threads}}}",
     ]
@@ -246,21 +250,23 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run both ways and return the tree that is written."""
     torch.set_num_threads(options.threads)
     config = settings(options)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        opened(config, Path(folder), LocalBackend(config), print, serve=False) as run,
-    ):
-        for t in range(1, run.periods.count + 1):
-            run.backend.arrive(t)
-        mine, cost, count = ours(run)
-        backbone = load(config.backbone, next((Path(folder) / "backbones").iterdir()))
-        reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
-        theirs = reference.table()
-        specs = {s.digest for s in needed(run)}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with opened(config, root, LocalBackend(config), print, serve=False) as run:
+            mine, cost, digests = ours(run)
+            plain = config.backbone.model_copy(update={"dtype": "float32"})
+            backbone = load(plain, next((root / "backbones").iterdir()))
+            reference = Reference(run, AdaptedBackbone(backbone, config.lora), backbone.tokenizer, options.batch)
+            theirs = reference.table()
+        others = []
+        for seed in range(1, 1 + options.noise):
+            again = config.model_copy(update={"seeds": [seed], "name": f"{config.name}{seed}"})
+            with opened(again, root, LocalBackend(again), print, serve=False) as run:
+                others.append(ours(run)[0])
     other = reference.cost
     trainings = [seconds for several in other.by_spec.values() for seconds in several]
     once = sum(np.mean(several) for several in other.by_spec.values())
-    assert other.by_spec.keys() == specs, "both ways train the same adapters"
+    assert other.by_spec.keys() == digests, "both ways train the same adapters"
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "wall_ratio": sum(other.wall.values()) / sum(cost.wall.values()),
@@ -270,7 +276,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "scoring": other.cpu["score"] / cost.cpu["score"],
         "search": other.cpu["search"] / cost.cpu["search"],
         "auc_gap": {name: mine[name] - theirs[name] for name in theirs},
-        "trainings": {"reference": len(trainings), "ours": count},
+        "auc_sd": {name: float(np.std([m[name] for m in (mine, *others)], ddof=1)) for name in theirs if others},
+        "trainings": {"reference": len(trainings), "ours": len(digests)},
         "auc": {"reference": theirs, "ours": mine},
         "wall_seconds": {"reference": other.wall, "ours": cost.wall},
         "cpu_seconds": {"reference": other.cpu, "ours": cost.cpu},
@@ -288,6 +295,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--periods", type=int, default=20, help="20 give the paper's 82 and 39 trainings")
     parser.add_argument("--samples", type=int, default=40, help="per period")
     parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="float32", help="of our backbone")
+    parser.add_argument("--noise", type=int, default=0, help="other seeds that our way is repeated with")
     parser.add_argument("--vocabulary", type=int, default=768)
     parser.add_argument("--batch", type=int, default=32, help="of the reference way's inference")
     parser.add_argument("--threads", type=int, default=1)

@@ -6,7 +6,8 @@
 The run's own `timings.jsonl` is read. Where stages overlap, a moment is booked to the first of them in the order of
 `report/account.py`: to training before scoring, to both before everything else. Scoring is what workers do (`score`)
 and what the endpoint does (`serve`). The construction of the backbone is taken off the whole, with what starts beside
-it.
+it. Of a run that was interrupted, the time between the last record and the next start is left out, the work that the
+interruption lost with it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,28 @@ USEFUL = ("train", "score", "serve")
 APART = "backbone"
 
 
+def without_pauses(timings: pd.DataFrame) -> pd.DataFrame:
+    """Return the timings as if every resumption had begun when the last record before it ended.
+
+    Args:
+        timings: columns stage, subject, start, seconds.
+    """
+    timings = timings.copy()
+    begun = timings[(timings["stage"] == "start-up") & (timings["subject"] == "")]["start"].sort_values()
+    for start in begun.to_list()[:0:-1]:  # the newest first: what came before keeps its own times
+        before = timings["start"] < start
+        ended = float((timings["start"] + timings["seconds"])[before].max())
+        timings.loc[~before, "start"] -= max(0.0, start - ended)
+    return timings
+
+
 def goodput(timings: pd.DataFrame) -> dict[str, Any]:
     """Return the share of the useful stages, and the seconds by stage.
 
     Args:
-        timings: columns stage, start, seconds.
+        timings: columns stage, subject, start, seconds.
     """
-    account = wall_clock(timings).set_index("stage")["seconds"]
+    account = wall_clock(without_pauses(timings)).set_index("stage")["seconds"]
     whole = float(account.sum() - account.get(APART, 0.0))
     useful = float(sum(account.get(stage, 0.0) for stage in USEFUL))
     seconds = {str(stage): round(float(s), 2) for stage, s in account.sort_values(ascending=False).items() if s > 0}
@@ -48,7 +64,7 @@ def goodput(timings: pd.DataFrame) -> dict[str, Any]:
 def main() -> None:
     """Read the run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a finished run that was never interrupted")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--json", type=Path, help="file for the result")
     given = parser.parse_args()
     found = goodput(Timings(given.run / "timings.jsonl").frame())

@@ -117,7 +117,7 @@ def _penalties(bench: Bench, ledger: Ledger) -> pd.DataFrame:
     """Return the mean ratio of penalty to loss over the validations of each adapter that was trained with a penalty.
 
     Columns strategy, rule (with lambda), seed, block (that it was trained on), penalty_ratio. A penalty that is
-    computed in the forward pass (`output-kl`) is not recorded.
+    computed in the forward pass (`output-kl`) is measured on the validation rows.
     """
     rows = []
     for name in bench.config.strategies:

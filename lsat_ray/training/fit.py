@@ -272,6 +272,9 @@ class _Fit:
         if not now.candidates:  # fewer steps than `eval_every`
             now.candidates.append(Candidate(now.step, self.engine.snapshot(), self.evaluate()))
         best = self.choose()
+        if self.extra:
+            with self.engine.whole(self.model):
+                self.extra.remember(best.adapter, self.rows)
         self.engine.finish()
         return Fitted(
             adapter=self.extra.whole(best.adapter) if self.extra else best.adapter,

@@ -11,12 +11,9 @@ table.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import machine, matmul_peak
+from benchmarks.measuring import by_shape, turns
 from benchmarks.training_rounds import SHAPES, Shape, random_llama
 from lsat_ray.adapters.lora import AdaptedBackbone, Adapter
 from lsat_ray.backbone.load import Backbone
@@ -74,69 +71,29 @@ def prompts(count: int, width: int, prefix: int, vocabulary: int) -> Encoded:
     return Encoded(tokens[:prefix], tokens[prefix:], ends, ends[1:] - 1, rows, rows, np.zeros(count, np.uint8))
 
 
-def seconds(model: AdaptedBackbone, passes: Sequence[Sequence[Adapter]], encoded: Encoded) -> tuple[float, np.ndarray]:
-    """Return the seconds of some passes, and the margins [C, N]."""
-    clock = time.perf_counter if model.device.type == "cuda" else time.process_time
-    began = clock()
-    margins = [part(model, worn, encoded)[1] for worn in passes]  # on the host, so the device has ended
-    return clock() - began, np.concatenate(margins)
-
-
-def measure(shape: str, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each work."""
+def measure(shape: str, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each work."""
     model, adapters = dressed(SHAPES[shape], device)
-    ways = {"apart": [[a] for a in adapters], "together": [adapters]}
-    table = []
     for count, width, prefix in WORK:
         encoded = prompts(count, width, prefix, SHAPES[shape]["vocabulary"])
-        margin = {name: seconds(model, passes, encoded)[1] for name, passes in ways.items()}  # warms up, too
-        spent: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, passes in ways.items():
-                spent[name].append(seconds(model, passes, encoded)[0])
-        gain = np.array(spent["apart"]) / np.array(spent["together"])
         tokens = prefix + count * width
-        table.append(
-            {
-                "prompts": count,
-                "prefix": prefix,
-                "tokens": tokens,
-                **{f"{name}_ms": round(1000 * float(np.median(values)), 2) for name, values in spent.items()},
-                "gain": {
-                    k: round(float(v), 2) for k, v in zip(("low", "median", "high"), _quartiles(gain), strict=True)
-                },
-                "predicted": PREDICTED.get((shape, count)),
-                "used": len(adapters) * tokens <= TOGETHER,
-                "margins_differ_by_at_most": float(np.abs(margin["apart"] - margin["together"]).max()),
-            }
-        )
-        print(shape, table[-1], flush=True)
-    return table
 
+        def apart(encoded: Encoded = encoded) -> np.ndarray:
+            return np.concatenate([part(model, [a], encoded)[1] for a in adapters])
 
-def _quartiles(values: np.ndarray) -> np.ndarray:
-    return np.quantile(values, (0.25, 0.5, 0.75))
+        def together(encoded: Encoded = encoded) -> np.ndarray:
+            return part(model, adapters, encoded)[1]
 
-
-def main() -> None:
-    """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--shapes", nargs="+", default=["nano", "20m"], choices=sorted(SHAPES))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    device = torch.device(args.device)
-    result: dict[str, Any] = {"together": TOGETHER, "rounds": args.rounds, "shapes": {}}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    peak = matmul_peak(device)
-    for shape in args.shapes:
-        result["shapes"][shape] = measure(shape, device, args.rounds)
-        result["machine"] = machine(device, 1, peak)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")  # what was measured is kept
+        yield {
+            "prompts": count,
+            "prefix": prefix,
+            "tokens": tokens,
+            **turns({"apart": apart, "together": together}, rounds, device),
+            "predicted": PREDICTED.get((shape, count)),
+            "used": len(adapters) * tokens <= TOGETHER,
+        }
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    by_shape(__doc__, SHAPES, measure, together=TOGETHER)

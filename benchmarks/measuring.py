@@ -1,17 +1,22 @@
-"""What the throughput benchmark measures with, and how it describes machine and result."""
+"""What the benchmarks of throughput and of single passes measure with, and how they describe machine and result."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from lsat_ray.files import write_atomic
 
 
 def clock(device: torch.device) -> float:
@@ -81,6 +86,68 @@ def machine(device: torch.device, threads: int, peak: float) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
+
+
+def turns(ways: Mapping[str, Callable[[], np.ndarray]], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Let two ways of one work take turns, after a call of each to warm up, and return their part of a table's row.
+
+    Args:
+        ways: the slower one first; each returns margins on the host, so that the device has ended.
+        rounds: turns of each.
+        device: a CPU is measured in seconds of processor time.
+
+    Returns:
+        `<way>_ms`, the median of each; `gain` of the second way, median and quartiles of the rounds' ratios;
+        `margins_differ_by_at_most`.
+    """
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    first, second = ways
+    margin = {name: way() for name, way in ways.items()}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = clock()
+            way()
+            spent[name].append(clock() - began)
+    gain = np.quantile(np.array(spent[first]) / np.array(spent[second]), (0.25, 0.5, 0.75))
+    return {
+        **{f"{name}_ms": round(1000 * float(np.median(times)), 2) for name, times in spent.items()},
+        "gain": {name: round(float(g), 2) for name, g in zip(("low", "median", "high"), gain, strict=True)},
+        "margins_differ_by_at_most": float(np.abs(margin[first] - margin[second]).max()),
+    }
+
+
+def by_shape(
+    doc: str | None,
+    shapes: Iterable[str],
+    measure: Callable[[str, torch.device, int], Iterator[dict[str, Any]]],
+    **facts: Any,
+) -> None:
+    """Read the command line, measure one shape after the other on one thread, and keep what was measured.
+
+    Args:
+        doc: of the script; its first line is the help's.
+        shapes: that may be asked for.
+        measure: yields the rows of a shape, given the device and the rounds.
+        facts: written beside the rows.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--shapes", nargs="+", default=["nano", "20m"], choices=sorted(shapes))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(given.device)
+    result: dict[str, Any] = {**facts, "rounds": given.rounds, "shapes": {}}
+    peak = matmul_peak(device)
+    for shape in given.shapes:
+        rows = result["shapes"][shape] = []
+        for row in measure(shape, device, given.rounds):
+            print(shape, row, flush=True)
+            rows.append(row)
+            result["machine"] = machine(device, 1, peak)
+            write_atomic(given.json, json.dumps(result, indent=2) + "\n")
 
 
 def markdown(tree: dict[str, Any]) -> str:

@@ -29,6 +29,17 @@ def test_the_papers_configs_have_its_settings_and_list_what_departs(name: str) -
         assert departure in head, departure
 
 
+OF_PAPERS = ["ml1m_llama7b", "amazon_book_llama7b", "peso_video_games", "peso_cds", "peso_synthetic"]
+OF_PAPERS += ["reclora_ml_latest_small", "tallrec_few_shot"]
+
+
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_the_head_of_a_papers_method_lists_what_departs(name: str) -> None:
+    (path,) = (p for p in CONFIGS if p.stem == name)
+    head = path.read_text().split("name:")[0]
+    assert "# Departures from" in head
+
+
 def test_one_shipped_config_names_every_strategy() -> None:
     (path,) = (p for p in CONFIGS if p.stem == "all_strategies")
     assert config.load(path).strategies == tuple(STRATEGIES)

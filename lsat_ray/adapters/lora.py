@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Adapter:
     """PEFT's names (`base_model.model....lora_A.weight`) to float32 CPU tensors; A is [r, in], B is [out, r]."""
     rank: int
     alpha: float
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the next link of its chain must know of it beside its weights; never worn (InfLoRA's input directions)."""
 
     @property
     def scale(self) -> float:

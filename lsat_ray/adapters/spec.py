@@ -31,9 +31,10 @@ class Frozen:
     """Earlier adapters that are added, frozen, to the one that is trained (cumulative LoRA family)."""
 
     adapters: tuple[AdapterSpec, ...]
+    """None in the first link of an InfLoRA chain."""
     kind: Literal["sum", "sd", "orthogonal", "inf"]
     """`sum`: normalised and added (SumLoRA); `sd`: with learned magnitudes (SD-LoRA); `orthogonal`: added with the
-    O-LoRA penalty; `inf`: added, A fixed orthogonal to earlier input subspaces (InfLoRA)."""
+    O-LoRA penalty; `inf`: added, A fixed orthogonal to the earlier inputs' main directions (InfLoRA)."""
     weight: float = 1.0
     """Weight of the O-LoRA penalty."""
 

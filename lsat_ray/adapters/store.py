@@ -21,6 +21,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.files import publish_folder, sha256_of
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+MEMORY = "memory.safetensors"
 SCORES = "validation.safetensors"
 REMEDY = "delete the folder, the next run trains the adapter again"
 
@@ -62,7 +63,7 @@ class AdapterStore:
             revision: commit of a hub backbone.
         """
         config = json.dumps(_peft_config(spec, adapter, base, revision), indent=2, sort_keys=True)
-        return self._publish(spec.digest, spec.manifest(), adapter.state, facts, validation, config)
+        return self._publish(spec.digest, spec.manifest(), adapter.state, facts, validation, config, adapter.memory)
 
     def publish_state(
         self, digest: str, spec: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], validation: Scores
@@ -86,12 +87,15 @@ class AdapterStore:
         facts: dict[str, Any],
         validation: Scores | None,
         config: str | None,
+        memory: dict[str, Tensor] | None = None,
     ) -> Path:
         final = self.root / digest
         if digest in self:
             return final
         with publish_folder(final, MANIFEST) as draft:
             save_file({k: v.contiguous() for k, v in state.items()}, draft / WEIGHTS, metadata={"format": "pt"})
+            if memory:
+                save_file({k: v.contiguous() for k, v in memory.items()}, draft / MEMORY)
             if config is not None:
                 (draft / CONFIG).write_text(config)
             if validation is not None:
@@ -150,7 +154,8 @@ class AdapterStore:
         state = self.load_state(digest)
         folder = self.root / digest
         config = json.loads((folder / CONFIG).read_text())
-        return Adapter(state, int(config["r"]), float(config["lora_alpha"]))
+        memory = load_file(folder / MEMORY) if MEMORY in self.manifest(digest)["files"] else {}
+        return Adapter(state, int(config["r"]), float(config["lora_alpha"]), memory)
 
     def load_state(self, digest: str) -> dict[str, Tensor]:
         """Return the tensors alone, verified; a classical model has nothing else."""

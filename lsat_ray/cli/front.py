@@ -102,7 +102,11 @@ def study(source: Source = None, runs_dir: str | Path | None = None, say: Say = 
     if config.data.format == "blocks":
         from lsat_ray.runs import blocks
 
-        return blocks.study(config, folder, say)
+        config = blocks.one_process(config)
+        ready = blocks.check(config)
+        _placeable(config, endpoint=False)
+        with _one_line(folder / config.name):
+            return blocks.study(config, folder, make_backend(config), say, ready)
     from lsat_ray.runs.study import study as run
 
     return _run(run, config, folder, say, endpoint=False)

@@ -16,6 +16,7 @@ from lsat_ray.config.model import (
     ClassicalRecipe,
     GenerativeConfig,
     LoraSettings,
+    PesoConfig,
     PromptConfig,
     Recipe,
     RecloraConfig,
@@ -57,6 +58,7 @@ class Experiment(Node):
     serve: ServeConfig = ServeConfig()
     replay: ReplayConfig = ReplayConfig()
     study: StudyConfig = StudyConfig()
+    peso: PesoConfig = PesoConfig()
     generative: GenerativeConfig = GenerativeConfig()
     reclora: RecloraConfig = RecloraConfig()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lsat_ray.config.node import Node
 
@@ -176,8 +176,24 @@ class ClassicalRecipe(Node):
     """Logistic regression, fine-tuning: constant learning rate of stochastic gradient descent."""
 
 
+class PesoConfig(Node):
+    """The rows `peso*` of the Yes/No task (methods.md 5b)."""
+
+    lambdas: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 1.0, 2.0, 5.0, 8.0), min_length=1)
+    """Weights of the penalty among which `peso` and `peso-mean` choose on V_t; the default is the authors' grid."""
+    later_lr: float | None = Field(None, gt=0)
+    """Learning rate of what starts from an earlier adapter under a penalty (null: `recipe.lr`)."""
+
+    @field_validator("lambdas")
+    @classmethod
+    def _distinct(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError("a weight occurs twice; name each once")
+        return given
+
+
 class GenerativeConfig(Node):
-    """The second task: the next item as semantic IDs, on published blocks (methods.md 5g), always in one process."""
+    """The second task: the next item as semantic IDs, on published blocks (methods.md 5g); a fit is one process."""
 
     split: Literal["leave-two-out", "next-period"] = "leave-two-out"
     """Test on a user's last event of the block itself (PESO), or on every event of the next block (LSAT)."""

@@ -50,7 +50,7 @@ class RayBackend:
         say("starting the training sessions")
         self._sessions = TrainingSessions(self.config.engine, run_dir)
 
-    def open(self, context: Context, periods: Periods, serve: bool) -> None:
+    def open(self, context: Context, periods: Periods | None, serve: bool) -> None:
         """Start the stream, tell the sessions what they work on, and start the endpoint."""
         assert self._sessions is not None
         lookahead = self.config.replay.lookahead

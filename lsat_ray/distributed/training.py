@@ -324,6 +324,7 @@ def session_loop(loop: dict[str, Any]) -> None:
     if not shared(lambda: queue.begin.remote(session)):
         return
     engines.load(engine)
+    from lsat_ray.runs.block_worker import BlockWorker
     from lsat_ray.runs.worker import Worker
     from lsat_ray.training.step import OutOfMemory
 
@@ -338,7 +339,11 @@ def session_loop(loop: dict[str, Any]) -> None:
         stage = engines.stage(engine, work, rank)
         make = partial(engines.make, engine, stage)
         say = partial(print, flush=True)  # Ray shows it
-        worker = Worker(work, engine, RayReader(replayer), make, say, engines.sharding(engine, stage))
+        worker: Worker | BlockWorker
+        if work.config.data.format == "blocks":
+            worker = BlockWorker(work, engine, say)
+        else:
+            worker = Worker(work, engine, RayReader(replayer), make, say, engines.sharding(engine, stage))
     except LsatError as error:
         stumble("before the first task", error)
         ray.get(queue.refuse.remote(str(error)))

@@ -103,15 +103,29 @@ class NextCode:
 
     def loss(self, engine: Engine, batch: Batch, rows: Encoded) -> torch.Tensor:
         """Return the sum over the codes."""
-        length = torch.from_numpy(rows.lengths)[batch.sequence.cpu()].to(batch.tokens.device)
-        real = torch.arange(batch.tokens.shape[1], device=length.device) < length[:, None]
-        with self.output.watched(real) if self.output else nullcontext():
+        with self.output.watched(_real(batch, rows)) if self.output else nullcontext():
             logits = engine.logits(batch) / self.spec.task.temperature
         return functional.cross_entropy(logits, batch.label.long(), reduction="sum")
 
     def extra(self) -> torch.Tensor | None:
         """Return the KL of the layers' outputs."""
         return self.output.value() if self.output else None
+
+    def pull(self, rows: Encoded, sequences: int) -> tuple[float, float] | None:
+        """Return the KL of the layers' outputs over all rows, and the norm of its gradient."""
+        if self.output is None:
+            return None
+        self.model.eval()
+        weights = list(self.model.slot_parameters().values())
+        total, gradient = 0.0, [torch.zeros_like(w) for w in weights]
+        for group in np.split(np.arange(len(rows)), range(sequences, len(rows), sequences)):
+            batch = collate(rows, group).to(self.model.device)
+            with self.output.watched(_real(batch, rows)):
+                self.model(batch)
+            value = self.output.value() * (len(group) / len(rows))
+            total += float(value.detach())
+            gradient = [g + found for g, found in zip(gradient, torch.autograd.grad(value, weights), strict=True)]
+        return total, float(torch.stack([g.norm() for g in gradient]).norm())
 
     def validate(self, model: AdaptedBackbone, engine: Engine, rows: Encoded, batch_tokens: int) -> np.ndarray:
         """Return the mean loss, float64 [1]."""
@@ -124,6 +138,12 @@ class NextCode:
     def measure(self, select: str, rows: Encoded, measured: np.ndarray) -> float:
         """Return the loss, negated: the one rule of selection here is `log-loss`."""
         return -float(measured[0])
+
+
+def _real(batch: Batch, rows: Encoded) -> torch.Tensor:
+    """Return where a batch's tokens are no padding, bool [B, L]."""
+    length = torch.from_numpy(rows.lengths)[batch.sequence.cpu()].to(batch.tokens.device)
+    return torch.arange(batch.tokens.shape[1], device=length.device) < length[:, None]
 
 
 def validation_loss(model: GenerativeModel, encoded: Encoded, temperature: float, batch_tokens: int = 16384) -> float:

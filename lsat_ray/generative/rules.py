@@ -98,7 +98,7 @@ def peso(weight: float, reduction: Literal["sum", "mean"] = "sum", kind: Any = "
 
 
 def cumulative(kind: Literal["sum", "sd", "orthogonal", "inf"], latest: bool = False, inherit: bool = False) -> Rule:
-    """Return a chain whose links stay, frozen, under the next.
+    """Return a chain whose links stay, frozen, under the next; under InfLoRA the first has a designed A too.
 
     Args:
         kind: see `Frozen`.
@@ -107,7 +107,7 @@ def cumulative(kind: Literal["sum", "sd", "orthogonal", "inf"], latest: bool = F
     """
 
     def rule(setting: Setting, t: int) -> Plan:
-        chain = [setting.spec(1)]
+        chain = [setting.spec(1, frozen=Frozen((), kind)) if kind == "inf" else setting.spec(1)]
         for i in range(2, t + 1):
             frozen = Frozen(tuple(chain[-1:] if latest else chain), kind)
             chain.append(replace(setting.spec(i, init=chain[-1] if inherit else None), frozen=frozen))

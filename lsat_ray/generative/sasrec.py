@@ -42,6 +42,15 @@ class SasrecSpec:
         above = self.like.init
         return SasrecSpec(above, self.recipe) if isinstance(above, GenerativeSpec) else None
 
+    @property
+    def last_period(self) -> int:
+        """Newest period whose rows this network has seen."""
+        return self.like.last_period
+
+    def parents(self) -> tuple[SasrecSpec, ...]:
+        """Return the specs of the networks that must exist before this one."""
+        return (self.init,) if self.init else ()
+
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.merge import factor_arithmetic
 from lsat_ray.adapters.store import AdapterStore
-from lsat_ray.backbone.load import locate
+from lsat_ray.backbone.load import fingerprint, locate
 from lsat_ray.config import Experiment
 from lsat_ray.data import expand
 from lsat_ray.errors import LsatError
@@ -44,6 +45,8 @@ COLUMNS = ["strategy", "block", *FIELDS, "low", "high", "seeds", "beams"]
 """Of the table; `beams` is 0 where all items are ranked and nothing is searched."""
 
 Tell = Callable[[str], None]
+Spec = GenerativeSpec | SasrecSpec
+"""What a model of this task is a pure function of."""
 
 
 class Measured(NamedTuple):
@@ -79,20 +82,29 @@ def load_blocks(config: Experiment) -> Blocks:
     return blocks
 
 
-class Bench:
-    """One experiment: the model with its training slot, and the stores."""
+def weights(config: Experiment, blocks: Blocks, backbones: Path, tell: Tell) -> Path:
+    """Return the folder of the backbone; the small one is built where it is not there yet."""
+    if config.backbone.path != "nano":
+        return locate(config.backbone)
+    own = config.generative
+    return backbone.build(blocks, config.backbone.nano, backbones, own.history, own.split, tell)
 
-    def __init__(self, config: Experiment, blocks: Blocks, root: Path, backbones: Path, tell: Tell) -> None:
-        """Open the stores and build the backbone where it is not there.
+
+class Bench:
+    """One experiment: what its rows need, the stores, and, once it is asked for, the model with its training slot."""
+
+    def __init__(self, config: Experiment, blocks: Blocks, root: Path, folder: Path, tell: Tell) -> None:
+        """Open the stores.
 
         Args:
             config: the experiment.
             blocks: its log.
             root: folder of the run, where `adapters`, `networks` and `searches` lie.
-            backbones: where built backbones lie.
+            folder: of the backbone (`weights`).
             tell: is told one line per step.
         """
-        self.config, self.blocks, self.tell = config, blocks, tell
+        self.config, self.blocks, self.folder, self.tell = config, blocks, folder, tell
+        self.engine = config.engine
         own = config.generative
         self.task = Task(own.split, own.history, own.temperature, own.train_codes)
         self.adapters, self.networks, self.searches = (
@@ -100,15 +112,17 @@ class Bench:
         )
         self.states = Checkpointer(root / "train" / "states", config.engine.checkpoint_every)
         torch.set_num_threads(config.engine.threads)
-        nano = config.backbone.path == "nano"
-        shape = config.backbone.nano
-        folder = backbone.build(blocks, shape, backbones, own.history, own.split, tell) if nano else None
-        self.folder = folder or locate(config.backbone)
-        loaded = backbone.load(config.backbone, self.folder, blocks, text=not nano)
-        self.fingerprint = loaded.fingerprint
-        self.model = GenerativeModel(loaded, config.lora, own.train_codes, config.engine.checkpointing)
+        self.fingerprint = fingerprint(folder, config.backbone)
         self.trie = Trie.build(blocks.codes)
         self.size = np.bincount(self.trie.leaf, minlength=len(self.trie))
+
+    @cached_property
+    def model(self) -> GenerativeModel:
+        """The backbone with its training slot; loaded when something is to be fitted or searched."""
+        config = self.config
+        text = config.backbone.path != "nano"
+        loaded = backbone.load(config.backbone, self.folder, self.blocks, text)
+        return GenerativeModel(loaded, config.lora, config.generative.train_codes, config.engine.checkpointing)
 
     def periods(self) -> Iterable[int]:
         """Return the periods whose models are tested; the tested blocks are 1, 2, ... under either split."""
@@ -133,18 +147,40 @@ class Bench:
         """Return the update rule of a row: of a grid, the one that V_2 prefers, trained first; the first of equals."""
         if name not in GRIDS:
             return RIVALS.get(name, name)
-        rules = GRIDS[name]
-        if t < 2:  # D_1 knows no penalty, and V_2 is the future
-            return rules[0]
-        links = [RULES[rule](self.setting(seed), 2).adapters[0] for rule in rules]
+        links = self.tried(name, seed, t)
+        if not links:  # D_1 knows no penalty, and V_2 is the future
+            return GRIDS[name][0]
         for spec in links:
             self.adapter(spec)
         losses = [self.adapters.manifest(spec.digest)["facts"]["loss"] for spec in links]
-        return rules[int(np.argmin(losses))]
+        return GRIDS[name][int(np.argmin(losses))]
+
+    def tried(self, name: str, seed: int, t: int) -> list[GenerativeSpec]:
+        """Return the adapters of D_2 among which a grid chooses; none of another row, and none before period 2."""
+        rules = GRIDS.get(name, ()) if t >= 2 else ()
+        return [RULES[rule](self.setting(seed), 2).adapters[0] for rule in rules]
 
     def plan(self, name: str, seed: int, t: int) -> Plan:
         """Return the adapters of a row after period t, and how they are merged."""
         return RULES[self.rule(name, seed, t)](self.setting(seed), t)
+
+    def specs(self, name: str, seed: int, t: int) -> list[Spec]:
+        """Return the models of a row after period t."""
+        if name in NAIVE:
+            return []
+        adapters = self.plan(name, seed, t).adapters
+        return [SasrecSpec(a, self.config.baselines) if name in RIVALS else a for a in adapters]
+
+    def has(self, spec: Spec) -> bool:
+        """Return whether a model is in its store."""
+        return spec.digest in (self.networks if isinstance(spec, SasrecSpec) else self.adapters)
+
+    def train(self, spec: Spec) -> None:
+        """Train a model that is not in its store, what it starts from before it."""
+        if isinstance(spec, SasrecSpec):
+            self.network(spec)
+        else:
+            self.adapter(spec)
 
     def models(self, name: str, seed: int, t: int) -> list[dict[str, Any]]:
         """Train what a row needs after period t, parents first.
@@ -152,18 +188,13 @@ class Bench:
         Returns:
             digest, loss and best step or epoch of each model; the ratio of penalty to loss where there is a penalty.
         """
-        if name in NAIVE:
-            return []
-        plan = self.plan(name, seed, t)
-        out = []
-        for spec in plan.adapters:
-            if name in RIVALS:
-                network = SasrecSpec(spec, self.config.baselines)
-                self.network(network)
-                facts = self.networks.manifest(network.digest)["facts"]
-                out.append({"digest": network.digest, "loss": facts["loss"], "best_epoch": facts["best_epoch"]})
+        out: list[dict[str, Any]] = []
+        for spec in self.specs(name, seed, t):
+            self.train(spec)
+            if isinstance(spec, SasrecSpec):
+                facts = self.networks.manifest(spec.digest)["facts"]
+                out.append({"digest": spec.digest, "loss": facts["loss"], "best_epoch": facts["best_epoch"]})
             else:
-                self.adapter(spec)
                 facts = self.adapters.manifest(spec.digest)["facts"]
                 out.append({"digest": spec.digest, "loss": facts["loss"], "best_step": facts["best_step"]})
                 if facts.get("penalty_ratio") is not None:
@@ -173,7 +204,10 @@ class Bench:
     def measure(self, name: str, seed: int, t: int, beams: int) -> Measured:
         """Return the metrics of each test of a row's models after period t."""
         rows = self.blocks.tests(t, self.task.split)
-        digest, found, weights = self._found(name, seed, t, beams, rows)
+        digest = self.find(name, seed, t, beams)
+        state = self.searches.load_state(digest)
+        found = Found(*(state[k].numpy() for k in Found._fields))
+        chosen = self.searches.manifest(digest)["facts"]["weights"]
         target = self.trie.leaf[self.blocks.item[rows]]
         if self.config.generative.collisions == "item":
             values = ranking_metrics(*above_items(found.leaf, target, self.size))
@@ -186,22 +220,13 @@ class Bench:
             "block": int(self.blocks.block[rows[0]]),
         }
         who = {"row": rows, "user": self.blocks.user[rows], "group": self.blocks.groups(rows)}
-        return Measured(digest, pd.DataFrame({**who, **values}).assign(**facts), weights)
+        return Measured(digest, pd.DataFrame({**who, **values}).assign(**facts), chosen)
 
-    def _found(self, name: str, seed: int, t: int, beams: int, rows: np.ndarray) -> tuple[str, Found, list[float]]:
-        """Return what a row's models find, from the store where it is there."""
-        what: dict[str, Any] = {"validation": t, "rows": hashlib.sha256(rows.tobytes()).hexdigest()}
-        plan = None if name in NAIVE else self.plan(name, seed, t)
-        if plan is None:
-            what |= {"naive": name, "data": self.blocks.fingerprint}
-        elif name in RIVALS:
-            what["network"] = SasrecSpec(plan.adapters[0], self.config.baselines).digest
-        else:
-            what |= {"adapters": [s.digest for s in plan.adapters], "merge": plan.merge, "grid": plan.grid}
-            what["beams"] = beams
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    def find(self, name: str, seed: int, t: int, beams: int) -> str:
+        """Search with a row's models where it was not done; return the name of what was found in its store."""
+        digest, what, plan = self.wanted(name, seed, t, beams)
         if digest not in self.searches:
-            weights: tuple[float, ...] = ()
+            rows, weights = self.blocks.tests(t, self.task.split), tuple[float, ...]()
             if plan is None:
                 found = self.popular(t, recent=name == "popular-recent", rows=len(rows))
             elif name in RIVALS:
@@ -212,9 +237,21 @@ class Bench:
             state = {k: torch.from_numpy(v) for k, v in found._asdict().items()}
             best = (rows, found.score[:, 0])
             self.searches.publish_state(digest, what, state, {"weights": list(weights)}, best)
-        state = self.searches.load_state(digest)
-        chosen = self.searches.manifest(digest)["facts"]["weights"]
-        return digest, Found(*(state[k].numpy() for k in Found._fields)), chosen
+        return digest
+
+    def wanted(self, name: str, seed: int, t: int, beams: int) -> tuple[str, dict[str, Any], Plan | None]:
+        """Return a search's name in its store, all that decides it, and the row's plan (None without a model)."""
+        rows = self.blocks.tests(t, self.task.split)
+        what: dict[str, Any] = {"validation": t, "rows": hashlib.sha256(rows.tobytes()).hexdigest()}
+        plan = None if name in NAIVE else self.plan(name, seed, t)
+        if plan is None:
+            what |= {"naive": name, "data": self.blocks.fingerprint}
+        elif name in RIVALS:
+            what["network"] = SasrecSpec(plan.adapters[0], self.config.baselines).digest
+        else:
+            what |= {"adapters": [s.digest for s in plan.adapters], "merge": plan.merge, "grid": plan.grid}
+            what["beams"] = beams
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(), what, plan
 
     def popular(self, t: int, recent: bool, rows: int, width: int = 10) -> Found:
         """Return the same most frequent leaves of the training targets for every test."""
@@ -243,7 +280,7 @@ class Bench:
             above = {p: self.adapter(p) for p in spec.parents()}  # type: ignore[arg-type]
             initial = above[spec.init] if spec.init else None
             frozen = [above[p] for p in spec.frozen.adapters] if spec.frozen else []
-            fitted = fit(spec, self.model, self.blocks, self.config.engine, initial, frozen, checkpoint=self.states)
+            fitted = fit(spec, self.model, self.blocks, self.engine, initial, frozen, checkpoint=self.states)
             self.adapters.publish(spec, fitted.adapter, {**fitted.facts(), "seconds": fitted.seconds}, str(self.folder))
             self.states.clear(spec.digest)
             self.tell(f"{spec}: validation loss {fitted.figure:.4f}, step {fitted.best_step} of {fitted.steps}")

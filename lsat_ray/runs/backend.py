@@ -36,8 +36,14 @@ class Backend(Protocol):
             say: prints a line.
         """
 
-    def open(self, context: Context, periods: Periods, serve: bool) -> None:
-        """Tell the workers what they work on; with `serve` start the endpoint too."""
+    def open(self, context: Context, periods: Periods | None, serve: bool) -> None:
+        """Tell the workers what they work on; with `serve` start the endpoint too.
+
+        Args:
+            context: of the workers.
+            periods: the stream; None in the next-item task, whose workers read the log themselves.
+            serve: start the endpoint.
+        """
 
     def arrive(self, period: int) -> None:
         """Let a period arrive: from now on it may be read."""

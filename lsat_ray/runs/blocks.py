@@ -10,16 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from lsat_ray.adapters.store import AdapterStore
+from lsat_ray.backbone.load import settle
 from lsat_ray.config import Experiment
 from lsat_ray.files import write_atomic
 from lsat_ray.generative.blocks import Blocks
 from lsat_ray.generative.metrics import FIELDS
-from lsat_ray.generative.study import Bench, Measured, by_group, load_blocks, paired, summarise
+from lsat_ray.generative.study import Bench, Measured, by_group, load_blocks, paired, summarise, weights
 from lsat_ray.report import blocks as page
-from lsat_ray.runs.backend import Say
+from lsat_ray.runs.backend import Backend, Say
 from lsat_ray.runs.folder import RunFolder
 from lsat_ray.runs.ledger import Ledger
+from lsat_ray.runs.tasks import Context, Find, Fit, Task
 from lsat_ray.runs.timings import Timings
+from lsat_ray.strategies.graph import closure
 
 STORES = ("adapters", "networks", "searches")
 """Content-addressed stores in the run's folder; what is in one is not done again."""
@@ -54,7 +57,12 @@ def check(config: Experiment) -> CheckedBlocks:
     return CheckedBlocks(config, load_blocks(config))
 
 
-def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
+def one_process(config: Experiment) -> Experiment:
+    """Return the config with this task's engine: a fit is one process of plain torch, sessions run side by side."""
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"kind": "torch", "workers": 1})})
+
+
+def study(config: Experiment, runs_dir: Path, backend: Backend, say: Say, checked: CheckedBlocks | None = None) -> Path:
     """Measure the configured rows on every tested block, one seed after the other; the same call goes on where it was.
 
     The folder holds `tests.parquet` (every test of every row), `table.csv`, `groups.csv` (new, dormant and active
@@ -67,43 +75,70 @@ def study(config: Experiment, runs_dir: Path, say: Say) -> Path:
     Raises:
         LsatError: on bad input, before anything is written.
     """
+    config = settle(config)
     folder = RunFolder(runs_dir, config)
     folder.check()
-    checked = check(config)
+    backend.check(serve=False)
+    checked = checked or check(config)
     say(checked.line())
     folder.open()
     try:
         _mend(folder.path, say)
         ledger, timings = Ledger(folder.path / "ledger.jsonl"), Timings(folder.path / "timings.jsonl")
         say(f"RESUMED after {len(ledger)} records" if len(ledger) else f"FRESH run in {folder.path}")
-        with timings.span("start-up"):
-            bench = Bench(config, checked.blocks, folder.path, Path(runs_dir).resolve() / "backbones", say)
-        values: list[pd.DataFrame] = []
-        for seed in config.seeds:  # after each a whole table, of fewer seeds
-            values += [m.values for m in _measured(bench, seed, ledger, timings, say)]
-            _write(folder.path, pd.concat(values, ignore_index=True), config)
-            if len(ratios := _penalties(bench, ledger)):
-                write_atomic(folder.path / "penalties.csv", ratios.to_csv(index=False, float_format="%.3g"))
+        try:
+            with timings.span("start-up"):
+                backend.begin(folder.path, say)
+                backbone = weights(config, checked.blocks, Path(runs_dir).resolve() / "backbones", say)
+                backend.open(Context(config, str(backbone), str(folder.adapters), ()), None, serve=False)
+                bench = Bench(config, checked.blocks, folder.path, backbone, say)
+            values: list[pd.DataFrame] = []
+            for seed in config.seeds:  # after each a whole table, of fewer seeds
+                values += [m.values for m in _measured(bench, backend, seed, ledger, timings, say)]
+                _write(folder.path, pd.concat(values, ignore_index=True), config)
+                if len(ratios := _penalties(bench, ledger)):
+                    write_atomic(folder.path / "penalties.csv", ratios.to_csv(index=False, float_format="%.3g"))
+        finally:
+            backend.close()
     finally:
         folder.close()
     return folder.path
 
 
-def _measured(bench: Bench, seed: int, ledger: Ledger, timings: Timings, say: Say) -> list[Measured]:
+def _made(bench: Bench, backend: Backend, seed: int, t: int, names: list[str], timings: Timings) -> None:
+    """Let the backend train and search what the rows need after period t, and the stores lack."""
+
+    def do(tasks: list[Task]) -> None:
+        present = {d for store in (bench.adapters, bench.networks) for d in store.digests()}
+        for key, result in (backend.do(tasks, present) if tasks else {}).items():
+            for stage, seconds in result["seconds"].items():
+                timings.add(stage, result["start"], seconds, t, key)
+
+    tried = [s for n in names for s in bench.tried(n, seed, t)]  # a grid's lambda is known after these
+    do([Fit(s) for s in closure(tried) if not bench.has(s)])
+    specs = {n: bench.specs(n, seed, t) for n in names}
+    do([Fit(s) for s in closure(s for each in specs.values() for s in each) if not bench.has(s)])
+    finds = [
+        Find(bench.wanted(n, seed, t, beams)[0], n, seed, t, beams, tuple(s.digest for s in specs[n]))
+        for n in names
+        for beams in bench.beams(n)
+    ]
+    do([f for f in finds if f.key not in bench.searches])
+
+
+def _measured(bench: Bench, backend: Backend, seed: int, ledger: Ledger, timings: Timings, say: Say) -> list[Measured]:
     """Train and measure a seed block by block, and record each stage."""
     out = []
+    names = [n for n in bench.config.strategies if seed in bench.seeds(n)]
     for t in bench.periods():
-        for name in bench.config.strategies:
-            if seed not in bench.seeds(name):
-                continue
-            with timings.span("train", t, name):
-                models = bench.models(name, seed, t)
+        _made(bench, backend, seed, t, names, timings)
+        for name in names:
+            models = bench.models(name, seed, t)
             digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
             rule = bench.rule(name, seed, t)
             ledger.append(seed, name, t, "train", digest=digest, models=models, rule=rule)
             for beams in bench.beams(name):
-                with timings.span("score", t, name):
-                    measured = bench.measure(name, seed, t, beams)
+                measured = bench.measure(name, seed, t, beams)
                 means = {k: float(measured.values[k].mean()) for k in FIELDS}
                 block, tests = int(measured.values["block"].iloc[0]), len(measured.values)
                 facts = {"block": block, "beams": beams, "tests": tests, "weights": measured.weights, **means}
@@ -117,7 +152,7 @@ def _penalties(bench: Bench, ledger: Ledger) -> pd.DataFrame:
     """Return the mean ratio of penalty to loss over the validations of each adapter that was trained with a penalty.
 
     Columns strategy, rule (with lambda), seed, block (that it was trained on), penalty_ratio. A penalty that is
-    computed in the forward pass (`output-kl`) is not recorded.
+    computed in the forward pass (`output-kl`) is measured on the validation rows.
     """
     rows = []
     for name in bench.config.strategies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.data.stream import Stream
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
+from lsat_ray.runs.block_worker import BlockWorker
 from lsat_ray.runs.search import Reached, Weighting
 from lsat_ray.runs.tasks import Context, Fit, Task, TaskBook, TaskError
 from lsat_ray.runs.worker import Worker, by_row
@@ -37,12 +38,16 @@ class LocalBackend:
         """Note where the run lies; there is nothing to start."""
         self._run_dir, self._say = run_dir, say
 
-    def open(self, context: Context, periods: Periods, serve: bool) -> None:
+    def open(self, context: Context, periods: Periods | None, serve: bool) -> None:
         """Load the backbone."""
-        self._stream = Stream(periods)
-        self._worker = Worker(context, self.config.engine, self._stream, self._engine, self._say)
         self._book = TaskBook()
         self._served: Served | None = None
+        if periods is None:
+            self._run: Callable[[Task], dict[str, Any]] = BlockWorker(context, self.config.engine, self._say).run
+            return
+        self._stream = Stream(periods)
+        self._worker = Worker(context, self.config.engine, self._stream, self._engine, self._say)
+        self._run = self._worker.run
         # The endpoint wears its adapters on the worker's backbone; a 7B model need not be there twice.
         self._endpoint = Recommender(self._worker.model, self._worker.store, self.config.engine.batch_tokens)
         if serve and (kept := read_current(self._run_dir)) is not None:
@@ -63,7 +68,7 @@ class LocalBackend:
         book.submit(list(tasks), present)
         while (task := book.take(0)) is not None:
             try:
-                book.done(task.key, self._worker.run(task))
+                book.done(task.key, self._run(task))
             except Exception as error:
                 book.forget([task.key])
                 if self.config.engine.on_failure == "stop" or not isinstance(task, Fit):

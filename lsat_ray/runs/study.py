@@ -101,6 +101,13 @@ def _train(run: Run, specs: list[Spec]) -> None:
     steps.train(run, 0, order, progress)
 
 
+def _penalty(spec: Spec) -> str:
+    """Return a regulariser's kind, weight and reduction over modules, nothing where there is none."""
+    if not isinstance(spec, AdapterSpec) or not (penalty := spec.regulariser):
+        return ""
+    return f"{penalty.kind}({penalty.weight:g}, {penalty.reduction})"
+
+
 def _trainings(run: Run, specs: list[Spec]) -> pd.DataFrame:
     """Return one row per distinct model: what it is and what its training took."""
     frame = run.timings.frame()
@@ -120,6 +127,7 @@ def _trainings(run: Run, specs: list[Spec]) -> pd.DataFrame:
                 "best_step": facts.get("best_step"),
                 "steps": facts.get("steps"),
                 "stopped_by": facts.get("stopped_by"),
+                "penalty": _penalty(spec),
                 "penalty_ratio": facts.get("penalty_ratio"),
                 "validation_users": len(np.unique(run.periods.select(spec.validation).user)),
                 "targets": facts.get("targets"),

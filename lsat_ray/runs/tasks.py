@@ -12,6 +12,7 @@ from lsat_ray.baselines.spec import ClassicalSpec
 from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.generative.sasrec import SasrecSpec
 from lsat_ray.scoring.model import Model
 
 
@@ -31,7 +32,7 @@ class Context:
 class Fit:
     """Train the model of a spec and publish it in the store."""
 
-    spec: AdapterSpec | ClassicalSpec
+    spec: AdapterSpec | ClassicalSpec | SasrecSpec
 
     @property
     def key(self) -> str:
@@ -112,6 +113,26 @@ class Coefficients:
         return max(s.period for s in self.slices)
 
 
+@dataclass(frozen=True)
+class Find:
+    """Search the items for the tests of a next-item row, and publish what is found in the run's store of searches."""
+
+    key: str
+    """Its name there (`generative.study.Bench.wanted`)."""
+    row: str
+    seed: int
+    as_of: int
+    """The period after which the models were trained."""
+    beams: int
+    needs: tuple[str, ...]
+    """Models that must be in the store before."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return f"search of {self.row} (period {self.as_of}, {self.beams} beams)"
+
+
 class TaskError(LsatError):
     """Tasks have failed for good; the others of their batch may go on."""
 
@@ -125,7 +146,7 @@ class TaskError(LsatError):
         self.failed = failed
 
 
-Task = Fit | Score | Coefficients
+Task = Fit | Score | Coefficients | Find
 State = Literal["waiting", "running", "done", "failed"]
 
 

@@ -116,6 +116,7 @@ class Worker:
             return {"value": None, "seconds": {}, "targets": 0}
         if isinstance(spec, ClassicalSpec):
             return self._fit_classical(spec) if self.engine.rank == 0 else {}
+        assert isinstance(spec, AdapterSpec)
         return self._fit_adapter(spec, task.as_of)
 
     def _told(self, seen: bool) -> bool:

@@ -3,8 +3,9 @@
 RecLoRA mixes N meta-LoRAs with `alpha = softmax(g(h))`, h what a frozen conventional recommender says of the sample.
 Here N is 2, the members are LSAT's long- and short-term adapters, already trained, and h is what they say themselves:
 their margins and how sure each is. So the gate needs no second model when it serves, and g is linear, for it is fitted
-on the few hundred rows of V_t (`fit_gate`). `fit_sample_gate` sees what is known of user and item besides, is fitted on
-all rows behind, and chooses its penalty on the newest of them. All of it is NumPy.
+on the few hundred rows of V_t (`fit_gate`). `fit_sample_gate` takes what is known of user and item besides, from all
+rows behind. Either standardises its features on the rows that it is fitted on, and chooses its penalty on the newest of
+them. All of it is NumPy.
 """
 
 from __future__ import annotations
@@ -53,20 +54,19 @@ def gated(margin: Sequence[np.ndarray], weight: Sequence[float]) -> np.ndarray:
     return np.asarray(share * first + (1.0 - share) * second)
 
 
-def fit_gate(margin: Sequence[np.ndarray], label: np.ndarray, pull: float = 0.1) -> tuple[float, ...]:
-    """Fit the gate by minimising the mean log-loss plus `pull` times the squared weights (L-BFGS from zero).
+def fit_gate(margin: Sequence[np.ndarray], label: np.ndarray) -> tuple[float, ...]:
+    """Return the 5 weights of `gated`, fitted by log-loss on standardised features as `fit_sample_gate` does.
 
     Args:
-        margin: the two members' margins on V_t.
+        margin: the two members' margins on V_t, in the order of the stream.
         label: 0 or 1, [N].
-        pull: towards the plain average of the members.
 
     Raises:
         LsatError: when there are no rows.
     """
-    if len(label) == 0:
-        raise LsatError("gate: there are no rows to fit on")
-    return tuple(float(w) for w in _fitted(features(margin), margin, label, np.full(FEATURES, pull)))
+    gate = fit_sample_gate(margin, features(margin)[:, 1:], label, np.arange(len(label)))
+    weight = gate.weight / gate.scale
+    return (float(gate.intercept - weight @ gate.centre), *map(float, weight))
 
 
 @dataclass(frozen=True)

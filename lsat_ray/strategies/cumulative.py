@@ -15,7 +15,8 @@ class Cumulative:
     """Train on T_t + V_{t-1} beside the frozen adapters of earlier periods (methods.md 5, baselines).
 
     Link t is the whole sum, so a plan is a single adapter; its rank grows by r per period (with `latest` it is 2 r).
-    Link 1 is full retraining on T_1; every later link starts from an A of its own (`AdapterSpec.start_seed`).
+    Link 1 is full retraining on T_1, under InfLoRA with a designed A as all its links have; every later link starts
+    from an A of its own (`AdapterSpec.start_seed`).
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class Cumulative:
         self.kind = kind
         self.latest = latest
         self.inherit = inherit
-        self._chain: dict[int, AdapterSpec] = {1: first_adapter(setting)}
+        first = first_adapter(setting)
+        self._chain = {1: replace(first, frozen=Frozen((), kind)) if kind == "inf" else first}
 
     def spec(self, t: int) -> AdapterSpec:
         """Return link t of the chain."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from lsat_ray.adapters.spec import AdapterSpec, Regulariser
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
-from lsat_ray.strategies.base import Plan, Setting, first_adapter
+from lsat_ray.strategies.base import CHOICE, Plan, Setting, first_adapter
 
 
 class Evolving:
@@ -33,7 +34,9 @@ class Evolving:
         for i in range(len(self._chain) + 1, t + 1):
             rows = [Slice(i, "train"), Slice(i - 1, "validation")]
             link = self.setting.adapter(rows, i, init=self._chain[i - 1])
-            self._chain[i] = replace(link, regulariser=self.regulariser, replay=self._buffer(i))
+            link = replace(link, regulariser=self.regulariser, replay=self._buffer(i))
+            later = self.setting.config.peso.later_lr if self.regulariser else None
+            self._chain[i] = replace(link, recipe=link.recipe.model_copy(update={"lr": later})) if later else link
         return self._chain[t]
 
     def plan(self, t: int) -> Plan:
@@ -48,18 +51,36 @@ class Evolving:
         return round(self.replay * self.setting.samples[t - 1])
 
 
+class Peso:
+    """PESO with the lambda that V_t prefers: one chain per lambda of `peso.lambdas`, of which the best is served.
+
+    A chain keeps its lambda, so that no adapter depends on what was chosen; another may be served in every period.
+    """
+
+    def __init__(self, setting: Setting, name: str, reduction: Literal["sum", "mean"]) -> None:
+        self.name = name
+        self.lambdas = setting.config.peso.lambdas
+        self._chains = [Evolving(setting, name, Regulariser("softmax-kl", w, reduction)) for w in self.lambdas]
+
+    def plan(self, t: int) -> Plan:
+        """Return link t of every chain, named by its lambda; period 1 knows no penalty."""
+        if t == 1:
+            return self._chains[0].plan(1)
+        return Plan(tuple(chain.spec(t) for chain in self._chains), CHOICE, tuple((w,) for w in self.lambdas))
+
+
 def row(name: str, regulariser: Regulariser | None = None, replay: float = 0.0) -> Callable[[Setting], Evolving]:
     """Return the factory of an `Evolving` row, for `STRATEGIES`."""
     return lambda setting: Evolving(setting, name, regulariser, replay)
 
 
 LAMBDA = 2.0
-"""PESO's weight (Instruments, and its launcher's default)."""
+"""Weight of the controls (PESO's on Instruments, and its launcher's default)."""
 
-EVOLVING: dict[str, Callable[[Setting], Evolving]] = {
+EVOLVING: dict[str, Callable[[Setting], Evolving | Peso]] = {
     "single-evolving": row("single-evolving"),
-    "peso": row("peso", Regulariser("softmax-kl", LAMBDA, "sum")),
-    "peso-mean": row("peso-mean", Regulariser("softmax-kl", LAMBDA, "mean")),
+    "peso": lambda setting: Peso(setting, "peso", "sum"),
+    "peso-mean": lambda setting: Peso(setting, "peso-mean", "mean"),
     "peso-l2": row("peso-l2", Regulariser("l2", LAMBDA, "sum")),
     "peso-orthogonal": row("peso-orthogonal", Regulariser("orthogonal", LAMBDA, "sum")),
     "replay": row("replay", replay=0.5),

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from lsat_ray.strategies.base import Spec, Strategy
 
 
-def closure(specs: Iterable[Spec]) -> list[Spec]:
+class Link(Protocol):
+    """A spec of any model."""
+
+    @property
+    def digest(self) -> str:
+        """Its name in the store."""
+
+    def parents(self) -> tuple[Any, ...]:
+        """Return the specs that it starts from."""
+
+
+L = TypeVar("L", bound=Link)
+
+
+def closure(specs: Iterable[L]) -> list[L]:
     """Return the specs and everything they start from, each digest once, parents before children."""
-    order: dict[str, Spec] = {}
+    order: dict[str, L] = {}
     stack = [(spec, False) for spec in reversed(list(specs))]
     while stack:  # no recursion: a chain is as long as the stream
         spec, parents_done = stack.pop()
@@ -19,8 +34,7 @@ def closure(specs: Iterable[Spec]) -> list[Spec]:
             order[spec.digest] = spec
         else:
             stack.append((spec, True))
-            parents: tuple[Spec, ...] = spec.parents()
-            stack += [(parent, False) for parent in reversed(parents)]
+            stack += [(parent, False) for parent in reversed(spec.parents())]
     return list(order.values())
 
 

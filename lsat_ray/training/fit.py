@@ -248,6 +248,9 @@ class _Fit:
         if self.penalty:
             with self.engine.whole(self.model):
                 now.pulls.append((now.step, *self.penalty.measure()))
+        sequences = max(1, self.recipe.batch_size // now.micro_batches)
+        if (pull := self.objective.pull(self.validation, sequences)) is not None:
+            now.pulls.append((now.step, *pull))
         now.losses = []
         name = self.objective.name
         self.say(f"epoch {now.epoch + 1} step {now.step} loss {mean:.4f} validation {name} {figure:.4f}")
@@ -269,6 +272,9 @@ class _Fit:
         if not now.candidates:  # fewer steps than `eval_every`
             now.candidates.append(Candidate(now.step, self.engine.snapshot(), self.evaluate()))
         best = self.choose()
+        if self.extra:
+            with self.engine.whole(self.model):
+                self.extra.remember(best.adapter, self.rows)
         self.engine.finish()
         return Fitted(
             adapter=self.extra.whole(best.adapter) if self.extra else best.adapter,

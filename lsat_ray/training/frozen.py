@@ -26,6 +26,8 @@ SLOT = "frozen"
 """PEFT's name of the slot that the earlier adapters are worn in."""
 DESIGN_ROWS = 256
 """Sequences from which InfLoRA takes a layer's inputs."""
+ENERGY = 0.95
+"""Share of the inputs' energy whose directions InfLoRA's memory holds (epsilon at the first task of its launchers)."""
 
 
 def own(adapter: Adapter, rank: int) -> Adapter:
@@ -58,7 +60,7 @@ def earlier(spec: AdapterSpec, adapters: Sequence[Adapter]) -> Adapter:
     """
     assert spec.frozen is not None
     rank, scale = spec.lora.rank, spec.lora.alpha / spec.lora.rank
-    if len(adapters) != len(spec.frozen.adapters) or not adapters:
+    if len(adapters) != len(spec.frozen.adapters):
         raise LsatError(
             f"adapter {spec.digest[:12]}: its spec freezes {len(spec.frozen.adapters)} adapters, {len(adapters)} given"
         )
@@ -81,7 +83,13 @@ class Beside:
             raise LsatError("frozen: InfLoRA designs its A, so it starts from no adapter; leave init out")
         self.kind = spec.frozen.kind
         self.count = len(adapters)
-        self.past = earlier(spec, adapters)
+        if not adapters and self.kind != "inf":
+            raise LsatError(f"frozen: kind {self.kind} needs an earlier adapter; name at least one")
+        self.past = earlier(spec, adapters) if adapters else None
+        self.memory = adapters[-1].memory if adapters else {}
+        """InfLoRA: by module, the main directions of the inputs so far, orthonormal rows [k, in]."""
+        if self.kind == "inf" and self.past and self.memory.keys() != set(self.past.modules()):
+            raise LsatError("frozen: the newest earlier adapter has no memory of its inputs; train the chain with it")
         self._model = model
         self._stack = ExitStack()
 
@@ -92,8 +100,10 @@ class Beside:
             train: rows whose layer inputs InfLoRA's A is designed from; the other kinds do not read them.
         """
         model = self._model
-        self._wear()
+        if self.past:
+            self._wear(self.past)
         if self.kind == "sd":
+            assert self.past is not None
             modules, device = len(self.past.modules()), model.device
             model.magnitude = torch.nn.Parameter(torch.ones(modules, self.count + 1, device=device))
             ranks = [self.past.rank // self.count] * self.count
@@ -102,18 +112,33 @@ class Beside:
         if self.kind == "inf":
             self._design(train)
 
+    def remember(self, trained: Adapter, train: Encoded) -> None:
+        """Extend InfLoRA's memory by the layers' inputs under the trained weights; the other kinds have none.
+
+        Args:
+            trained: what is kept of the fit.
+            train: the rows of `start`.
+        """
+        if self.kind != "inf":
+            return
+        self._model.restore(trained.state)
+        moments, rank = _input_moments(self._model, train), self._model.lora.rank
+        self.memory = {m: extended(self.memory.get(m), moment, rank) for m, moment in moments.items()}
+
     def whole(self, trained: Adapter) -> Adapter:
         """Return earlier and trained parts as one adapter, SD-LoRA's magnitudes folded into B, all else as it is."""
         besides = {k: v for k, v in trained.state.items() if ".lora_" not in k and k != "magnitude"}
-        parts = [self.past, lora_alone(trained)]
+        parts = [*([self.past] if self.past else []), lora_alone(trained)]
         if self.kind == "sd":
+            assert self.past is not None
             each, magnitude = self.past.rank // self.count, trained.state["magnitude"]
             parts = [
                 _scaled(parts[0], magnitude[:, :-1].repeat_interleave(each, dim=1)),
                 _scaled(parts[1], magnitude[:, -1:].expand(-1, trained.rank)),
             ]
         whole = _stack(parts, trained.scale)
-        return replace(whole, state={**whole.state, **besides})
+        memory = self.memory if self.kind == "inf" else {}
+        return replace(whole, state={**whole.state, **besides}, memory=memory)
 
     def close(self) -> None:
         """Remove the second slot; the model is as before."""
@@ -128,30 +153,29 @@ class Beside:
         assert self._model.magnitude is not None
         return self._model.magnitude
 
-    def _wear(self) -> None:
-        model, rank = self._model, self.past.rank
+    def _wear(self, past: Adapter) -> None:
+        model, rank = self._model, past.rank
         shape = {**model.config.to_dict(), "r": rank, "lora_alpha": rank}
         model.peft.add_adapter(SLOT, LoraConfig(**shape))
         model.peft.base_model.set_adapter(["slot", SLOT])
         for layer in layers(model, SLOT).values():
-            layer.scaling[SLOT] = self.past.scale
+            layer.scaling[SLOT] = past.scale
         with torch.no_grad():
             for name, parameter in model.slot_parameters(SLOT).items():
                 parameter.requires_grad_(False)
-                parameter.copy_(self.past.state[name])
+                parameter.copy_(past.state[name])
 
     def _design(self, train: Encoded) -> None:
-        """Set A to the main directions of a layer's inputs outside the earlier adapters' A, and hold it (InfLoRA)."""
+        """Set A to the main directions of a layer's inputs outside the memory, and hold it (InfLoRA)."""
         model = self._model
         own_slot = model.slot_parameters()
-        names = {module: f"{module}.lora_A.weight" for module in self.past.modules()}
         moments = _input_moments(model, train)
         with torch.no_grad():
-            for module, name in names.items():
-                a = design(moments[module], self.past.state[name], model.lora.rank)
-                own_slot[name].requires_grad_(False)
-                own_slot[name].copy_(a)
-        model.fixed = frozenset(names.values())
+            for module, moment in moments.items():
+                a = own_slot[f"{module}.lora_A.weight"]
+                a.requires_grad_(False)
+                a.copy_(design(moment, self.memory.get(module), model.lora.rank))
+        model.fixed = frozenset(f"{module}.lora_A.weight" for module in moments)
 
 
 @contextmanager
@@ -167,27 +191,46 @@ def beside(model: AdaptedBackbone, spec: AdapterSpec, adapters: Sequence[Adapter
         extra.close()
 
 
-def design(moment: torch.Tensor, past: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return A [rank, in]: orthonormal rows, orthogonal to earlier A, along the inputs' main directions.
-
-    A simplification of InfLoRA (Liang 2024), declared ours: the earlier input subspaces are the row spaces of the
-    earlier A, not DualGPM's memory. Where these would leave fewer than `rank` dimensions, the oldest are forgotten.
+def design(moment: torch.Tensor, memory: torch.Tensor | None, rank: int) -> torch.Tensor:
+    """Return InfLoRA's A [rank, in]: the main directions of the inputs outside the memory, orthonormal rows.
 
     Args:
         moment: [in, in], second moment of the layer's inputs.
-        past: [n * rank, in], earlier A one below the other, newest last.
+        memory: [k, in] orthonormal rows, k <= in - rank (`extended`); None: nothing is remembered.
         rank: rows wanted.
     """
-    inputs = moment.shape[0]
-    room = max(0, (inputs - rank) // rank * rank)
-    avoid = past[-room:].double().cpu() if room else past[:0].double().cpu()
-    _, values, right = torch.linalg.svd(avoid, full_matrices=True)
-    used = int((values > 1e-9 * values.max()).sum()) if len(values) else 0
-    free = right[used:]  # [in - used, in], orthonormal rows
-    _, vectors = torch.linalg.eigh(free @ moment.double().cpu() @ free.T)
-    rows = vectors.flip(1)[:, :rank].T @ free
+    _, rows = _main(moment, memory)
+    return rows[:rank].float()
+
+
+def extended(memory: torch.Tensor | None, moment: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return a memory with the fewest further directions that let it hold `ENERGY` of the inputs' energy (GPM).
+
+    DualGPM, as InfLoRA has it, keeps the complement where that is smaller: another form of the same projection. What is
+    remembered is never forgotten, and `rank` directions stay free for the next A.
+
+    Args:
+        memory: [k, in] orthonormal rows, None before the first task.
+        moment: [in, in], second moment of the layer's inputs.
+        rank: of the adapters.
+    """
+    values, rows = _main(moment, memory)
+    known = float(moment.trace()) - float(values.sum())
+    short = known + values.cumsum(0) < ENERGY * float(moment.trace())
+    count = 0 if known >= ENERGY * float(moment.trace()) else min(int(short.sum()) + 1, max(0, len(rows) - rank))
+    return torch.cat([*([] if memory is None else [memory]), rows[:count].float()])
+
+
+def _main(moment: torch.Tensor, memory: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return energies [f], largest first, and directions [f, in] of inputs in what a memory leaves free."""
+    moment = moment.double().cpu()
+    free = torch.eye(len(moment), dtype=torch.float64)
+    if memory is not None and len(memory):
+        free = torch.linalg.svd(memory.double().cpu(), full_matrices=True)[2][len(memory) :]
+    values, vectors = torch.linalg.eigh(free @ moment @ free.T)
+    rows = vectors.flip(1).T @ free
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-    return (rows * largest.sign()).float()  # the sign of an eigenvector is free: fix it
+    return values.flip(0).clamp(min=0), rows * largest.sign()  # the sign of an eigenvector is free: fix it
 
 
 def _input_moments(model: AdaptedBackbone, train: Encoded) -> dict[str, torch.Tensor]:

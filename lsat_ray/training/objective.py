@@ -38,6 +38,14 @@ class Objective(Protocol):
     def extra(self) -> torch.Tensor | None:
         """Return what else to minimise in the pass that `loss` made; no figure contains it."""
 
+    def pull(self, rows: Encoded, sequences: int) -> tuple[float, float] | None:
+        """Return what `extra` would be on rows under the present weights, and the norm of its gradient.
+
+        Args:
+            rows: the validation rows.
+            sequences: most in one pass; as many as a training step takes at a time.
+        """
+
     def validate(self, model: AdaptedBackbone, engine: Engine, rows: Encoded, batch_tokens: int) -> np.ndarray:
         """Measure the present weights on the validation rows."""
 
@@ -77,6 +85,9 @@ class YesNo:
         return (losses if batch.weight is None else batch.weight * losses).sum()
 
     def extra(self) -> torch.Tensor | None:
+        return None
+
+    def pull(self, rows: Encoded, sequences: int) -> tuple[float, float] | None:
         return None
 
     def validate(self, model: AdaptedBackbone, engine: Engine, rows: Encoded, batch_tokens: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from workbench import Workbench, randomise
 from lsat_ray.adapters import store as storing
 from lsat_ray.adapters.lora import Adapter
 from lsat_ray.adapters.spec import AdapterSpec
-from lsat_ray.adapters.store import CONFIG, MANIFEST, WEIGHTS, AdapterStore
+from lsat_ray.adapters.store import CONFIG, MANIFEST, MEMORY, WEIGHTS, AdapterStore
 from lsat_ray.backbone.load import base_name
 from lsat_ray.config import BackboneConfig, LoraSettings, PromptConfig, Recipe
 from lsat_ray.data.periods import Slice
@@ -54,6 +55,19 @@ def test_what_is_published_comes_back(tmp_path: Path) -> None:
     assert (read.rank, read.alpha) == (2, 4.0)
     assert shop.manifest(spec().digest)["facts"] == {"auc": 0.7}
     assert shop.digests() == [spec().digest]
+
+
+def test_what_the_next_link_must_know_is_kept_beside_the_weights(tmp_path: Path) -> None:
+    """In a file of its own: PEFT reads weights alone, and a damaged memory is refused as they are."""
+    shop, made = AdapterStore(tmp_path), replace(adapter(), memory={NAME: torch.eye(6)[:3], "other": torch.empty(0, 6)})
+    folder = shop.publish(spec(), made, {}, "base")
+    read = shop.load(spec().digest)
+    assert read.memory.keys() == made.memory.keys()
+    assert all(torch.equal(v, read.memory[k]) for k, v in made.memory.items())
+    assert read.state.keys() == made.state.keys() == shop.load_state(spec().digest).keys()
+    (folder / MEMORY).write_bytes(b"torn")
+    with pytest.raises(LsatError, match=MEMORY):
+        shop.load(spec().digest)
 
 
 def test_same_adapter_same_bytes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lsat_ray.generative import blocks as blocks_module
 from lsat_ray.generative import synthetic
 from lsat_ray.generative.study import ROWS
 from lsat_ray.runs import blocks
+from lsat_ray.runs.local import LocalBackend
 
 
 def test_every_claim_is_about_rows_that_exist() -> None:
@@ -62,7 +63,7 @@ def test_a_run_is_published(tmp_path: Path) -> None:
     config = Experiment.model_validate(tree)
     with pytest.raises(LsatError, match="to the end"):
         publish(tmp_path / "runs" / "small", tmp_path / "results")
-    run = blocks.study(config, tmp_path / "runs", lambda line: None)
+    run = blocks.study(config, tmp_path / "runs", LocalBackend(config), lambda line: None)
     folder = publish(run, tmp_path / "results")
     assert {p.name for p in folder.iterdir()} == {
         "table.csv", "groups.csv", "paired.csv", "ordering.csv", "ordering.md", "config.resolved.yaml", "versions.json",

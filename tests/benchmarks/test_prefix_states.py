@@ -8,7 +8,7 @@ from benchmarks.prefix_states import WORK, measure, predicted
 
 
 def test_both_ways_give_the_same_margins() -> None:
-    rows = measure("toy", torch.device("cpu"), 1)
+    rows = list(measure("toy", torch.device("cpu"), 1))
     assert [row["work"] for row in rows] == list(WORK)
     assert all(row["margins_differ_by_at_most"] < 1e-5 and row["gain"]["low"] > 0 for row in rows)
 

@@ -42,7 +42,8 @@ def fit_all(
         model.reset(seed)
         generator = torch.Generator().manual_seed(seed)
         state = {k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in model.snapshot().state.items()}
-        past.append(Adapter(state, 4, 8.0))
+        memory = {k.removesuffix(".lora_A.weight"): torch.eye(v.shape[1])[:3] for k, v in state.items() if "_A." in k}
+        past.append(Adapter(state, 4, 8.0, memory))
 
     def spec(**changes: Any) -> AdapterSpec:
         rows = (Slice(1, "train"),), (Slice(1, "validation"),)

@@ -205,6 +205,28 @@ def test_output_kl_is_zero_at_the_start_and_leaves_the_logits_alone(model: Gener
     assert len(kl.parts) == len(kl.pairs) and abs(float(kl.value().detach())) < 1e-6
 
 
+def test_the_ratio_of_output_kl_to_the_loss_is_recorded(model: GenerativeModel, log: Blocks) -> None:
+    """Of the kept weights, measured by hand in one pass; however many sequences a pass has."""
+    from lsat_ray.generative.penalty import OutputKl
+
+    base = setting(log)
+    first = run(model, log, base.spec(1)).adapter
+    spec = base.spec(2, init=base.spec(1), regulariser=Regulariser("output-kl", 3.0))
+    one, two = (run(model, log, spec, first, settings=EngineConfig(kind="torch", micro_batches=m)) for m in (1, 4))
+    assert [p[0] for p in one.penalty] == [h[0] for h in one.history]
+    assert one.penalty_ratio == one.facts()["penalty_ratio"] and 0 < one.penalty_ratio < 1
+    assert two.penalty[0][1:] == pytest.approx(one.penalty[0][1:], rel=0.05)
+    kl = OutputKl(spec, model, parted(first)[0])
+    model.wear(one.adapter)
+    encoded = encode_targets(log, log.rows(2, "validation"), model.codes, 8)
+    batch = collate(encoded, np.arange(len(encoded)))
+    length = torch.from_numpy(encoded.lengths)[batch.sequence]
+    with kl.watched(torch.arange(batch.tokens.shape[1]) < length[:, None]), torch.no_grad():
+        model(batch)
+    kept = next(value for step, value, _ in one.penalty if step == one.best_step)
+    assert kept == pytest.approx(float(kl.value()), rel=0.05), "a mean over passes of a mean over tokens"
+
+
 def test_specs_name_everything_that_decides(log: Blocks) -> None:
     base = setting(log)
     spec = base.spec(2)

@@ -36,7 +36,9 @@ def config(tmp_path: Path) -> Experiment:
 
 
 def bench(config: Experiment, root: Path) -> Bench:
-    return Bench(config, study.load_blocks(config), root, root / "backbones", lambda line: None)
+    blocks = study.load_blocks(config)
+    folder = study.weights(config, blocks, root / "backbones", print)
+    return Bench(config, blocks, root, folder, print)
 
 
 def test_a_single_weight_of_a_mixture_is_the_single_model(config: Experiment, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from lsat_ray.generative import blocks as blocks_module
 from lsat_ray.generative import synthetic
 from lsat_ray.generative.study import COLUMNS
 from lsat_ray.runs import blocks
+from lsat_ray.runs.local import LocalBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKED = ("popular", "sasrec/single-evolving")
@@ -44,13 +46,15 @@ import os, signal, sys
 from pathlib import Path
 from lsat_ray import config
 from lsat_ray.runs import blocks
+from lsat_ray.runs.local import LocalBackend
 told = 0
 def say(line):
     global told
     told += sys.argv[3] in line
     if told == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
-blocks.study(config.load(sys.argv[1]), Path(sys.argv[2]), say)
+config = config.load(sys.argv[1])
+blocks.study(config, Path(sys.argv[2]), LocalBackend(config), say)
 """
 
 
@@ -68,11 +72,16 @@ def quiet(line: str) -> None:
     """Hear a line and say nothing."""
 
 
+def go(config: Experiment, runs: Path, say: Callable[[str], None] = quiet) -> Path:
+    """Run a config on the local backend."""
+    return blocks.study(config, runs, LocalBackend(config), say)
+
+
 @pytest.mark.parametrize("split", ["leave-two-out", "next-period"])
 def test_the_folder_is_whole_and_a_second_call_trains_nothing(file: Path, tmp_path: Path, split: str) -> None:
     config = configs.load(file, [f"generative.split={split}"])
     told: list[str] = []
-    folder = blocks.study(config, tmp_path / "runs", told.append)
+    folder = go(config, tmp_path / "runs", told.append)
     table = pd.read_csv(folder / "table.csv")
     assert list(table.columns) == COLUMNS
     assert set(table["strategy"]) == set(ROWS) and set(table["block"].astype(str)) == {"1", "2", "mean"}
@@ -100,7 +109,7 @@ def test_the_folder_is_whole_and_a_second_call_trains_nothing(file: Path, tmp_pa
     before = {name: (folder / name).read_bytes() for name in (*TABLES, "ledger.jsonl")}
     assert any("validation loss" in line for line in told)
     again: list[str] = []
-    blocks.study(config, tmp_path / "runs", again.append)
+    go(config, tmp_path / "runs", again.append)
     assert not any("validation loss" in line or line.startswith("sasrec ") for line in again)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -110,14 +119,14 @@ def test_a_killed_run_ends_with_the_same_bytes(file: Path, tmp_path: Path) -> No
     """Kill after a model was stored and not recorded, and between two stages of a row; then go on."""
     config = configs.load(file, ["seeds=[0]"])
     file.write_text(config.to_yaml())
-    whole = blocks.study(config, tmp_path / "whole", quiet)
+    whole = go(config, tmp_path / "whole")
     for words, times in (("AdapterSpec(", 2), ("sasrec/single-evolving: NDCG@10", 1), ("block 1 seed 0 lsat-en", 1)):
         command = [sys.executable, "-c", KILLED, str(file), str(tmp_path / "broken"), words, str(times)]
         died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
         assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     broken = tmp_path / "broken" / "small"
     assert not (broken / "table.csv").exists() and (broken / "ledger.jsonl").exists()
-    assert blocks.study(config, tmp_path / "broken", quiet) == broken
+    assert go(config, tmp_path / "broken") == broken
     for name in (*TABLES, "ledger.jsonl", "report.html", "config.resolved.yaml"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
     for store in blocks.STORES:
@@ -127,12 +136,12 @@ def test_a_killed_run_ends_with_the_same_bytes(file: Path, tmp_path: Path) -> No
 
 def test_a_damaged_search_is_made_again(file: Path, tmp_path: Path) -> None:
     config = configs.load(file, ["seeds=[0]", "strategies=[single-evolving]"])
-    folder = blocks.study(config, tmp_path, quiet)
+    folder = go(config, tmp_path)
     before = (folder / "table.csv").read_bytes()
     hurt = sorted((folder / "searches").glob("*/adapter_model.safetensors"))[0]
     hurt.write_bytes(hurt.read_bytes()[:-1])
     told: list[str] = []
-    blocks.study(config, tmp_path, told.append)
+    go(config, tmp_path, told.append)
     assert any("damaged" in line for line in told)
     assert (folder / "table.csv").read_bytes() == before
 
@@ -140,9 +149,9 @@ def test_a_damaged_search_is_made_again(file: Path, tmp_path: Path) -> None:
 def test_a_row_may_be_added_to_a_run(file: Path, tmp_path: Path) -> None:
     rows = ["single-evolving", "peso(2)"]
     one = configs.load(file, ["seeds=[0]", "strategies=[single-evolving]"])
-    folder = blocks.study(one, tmp_path, quiet)
+    folder = go(one, tmp_path)
     told: list[str] = []
-    blocks.study(configs.load(file, ["seeds=[0]", f"strategies={json.dumps(rows)}"]), tmp_path, told.append)
+    go(configs.load(file, ["seeds=[0]", f"strategies={json.dumps(rows)}"]), tmp_path, told.append)
     assert sum("validation loss" in line for line in told) == 2  # blocks 1 and 2 of the new row
     assert list(dict.fromkeys(pd.read_csv(folder / "table.csv")["strategy"])) == rows
 

@@ -205,3 +205,25 @@ def test_weights_are_chosen_on_the_pooled_splits_of_several_periods(config: Expe
         assert store.manifest(chosen)["spec"]["half_life"] == best * 60
     curves = pd.read_csv(two / "figures" / "coefficients.csv")
     assert set(curves["strategy"]) == {"lsat-en(full)"}, "a half-life is no weight"
+
+
+def test_peso_serves_the_lambda_that_is_best_on_v_t_and_its_penalty_is_recorded(
+    config: Experiment, tmp_path: Path
+) -> None:
+    alone = config.study.model_copy(update={"against": None, "every_period": False})
+    peso = config.peso.model_copy(update={"lambdas": (1.0, 500.0), "later_lr": 1e-3})
+    periods = config.periods.model_copy(update={"number": 5})
+    data = config.data.model_copy(update={"keep_last": 300})
+    changes = {"strategies": ("full-retraining", "peso"), "peso": peso, "periods": periods, "data": data}
+    run = go(config.model_copy(update={**changes, "study": alone}), tmp_path, study)
+    tried = pd.read_parquet(run / "search" / "coefficients.parquet")
+    trainings = pd.read_csv(run / "trainings.csv").set_index("digest")
+    for t in (2, 3, 4):
+        record = Ledger(run / "ledger.jsonl").get(0, "peso", t, "search")
+        assert record is not None
+        auc_of = tried[tried["period"] == t].set_index("coefficient")["auc"]
+        assert record["weights"] == [auc_of.idxmax()]
+        links = trainings.loc[record["adapters"]]
+        assert links["penalty"].tolist() == ["softmax-kl(1, sum)", "softmax-kl(500, sum)"]
+        assert (links["penalty_ratio"] > 0).all()
+    assert trainings["penalty"].notna().sum() == 6, "no other model has a penalty"

@@ -14,13 +14,13 @@ from lsat_ray.scoring.gate import FEATURES, PULLS, fit_gate, fit_sample_gate, ga
 from lsat_ray.scoring.model import Model, combine, ensemble, passes
 
 
-def planted(rows: int = 4000) -> tuple[list[np.ndarray], np.ndarray]:
+def planted(rows: int = 4000, size: float = 3.0) -> tuple[list[np.ndarray], np.ndarray]:
     """Return two members, each right where it is sure of itself and guessing elsewhere, and the labels."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, rows)
     sign, sure = 2.0 * label - 1.0, rng.random(rows) < 0.5
-    noise = rng.normal(0, 0.3, (2, rows))
-    return [np.where(sure, 3.0 * sign, 0.0) + noise[0], np.where(sure, 0.0, 3.0 * sign) + noise[1]], label
+    noise = rng.normal(0, size / 10, (2, rows))
+    return [np.where(sure, size * sign, 0.0) + noise[0], np.where(sure, 0.0, size * sign) + noise[1]], label
 
 
 @given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=20))
@@ -44,12 +44,30 @@ def test_an_extreme_gate_is_one_member() -> None:
 
 def test_it_learns_whom_to_trust_and_repeats() -> None:
     margins, label = planted()
-    weight = fit_gate(margins, label, pull=1e-3)
-    assert weight == fit_gate(margins, label, pull=1e-3)
+    weight = fit_gate(margins, label)
+    assert weight == fit_gate(margins, label)
     assert log_loss(label, gated(margins, weight)) < log_loss(label, ensemble(margins, [0.5, 0.5])) - 0.1
     assert roc_auc_score(label, gated(margins, weight)) > 0.99
-    strong = np.array(fit_gate(margins, label, pull=100.0))
-    assert np.abs(strong).max() < 0.01
+
+
+@pytest.mark.parametrize("size", [1.0, 0.3])
+def test_it_learns_from_margins_of_the_size_that_models_have(size: float) -> None:
+    """Their features differ little in size; as they were, a fixed penalty left the gate at one half."""
+    margins, label = planted(1200, size)
+    known, new = slice(0, 200), slice(200, None)
+    score = gated([m[new] for m in margins], fit_gate([m[known] for m in margins], label[known]))
+    half, best = ensemble(margins, [0.5, 0.5])[new], expit(margins[0] + margins[1])[new]
+    gain, room = (log_loss(label[new], half) - log_loss(label[new], p) for p in (score, best))
+    assert gain > 0.7 * room
+
+
+def test_where_nothing_tells_the_members_apart_it_is_near_one_alpha(rng: np.random.Generator) -> None:
+    label = rng.integers(0, 2, 2200)
+    margins = [(label - 0.5) + rng.normal(size=2200) for _ in range(2)]
+    known, new = slice(0, 200), slice(200, None)
+    score = gated([m[new] for m in margins], fit_gate([m[known] for m in margins], label[known]))
+    half = ensemble([m[new] for m in margins], [0.5, 0.5])
+    assert log_loss(label[new], score) < log_loss(label[new], half) + 0.01
 
 
 def test_a_model_with_a_gate_takes_a_pass_a_member() -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from lsat_ray.adapters.merge import PARAMETER_MERGES
-from lsat_ray.adapters.spec import Regulariser
-from lsat_ray.config import Experiment, ReplayConfig
+from lsat_ray.adapters.spec import Frozen, Regulariser
+from lsat_ray.config import Experiment, PesoConfig, ReplayConfig
 from lsat_ray.data.periods import Slice
 from lsat_ray.errors import LsatError
+from lsat_ray.generative.rules import LAMBDAS
 from lsat_ray.scoring.model import CLASSICAL, FROZEN, IN_CONTEXT, OUTPUT_MERGES, RECLORA
 from lsat_ray.strategies import CHOICE, STRATEGIES, Plan, Setting, make
 from lsat_ray.strategies.cumulative import CUMULATIVE
@@ -82,7 +83,7 @@ def test_smls_protocol_learns_on_the_period_after_the_adapters_it_merges() -> No
 
 @pytest.mark.parametrize("name", sorted(EVOLVING))
 def test_evolving_rows_are_fine_tuning_without_the_fall_back(name: str) -> None:
-    (one,) = plan(name, 6).adapters
+    one = plan(name, 6).adapters[0]
     (other,) = plan("fine-tuning", 6).adapters
     assert (one.train, one.validation, one.keep_old) == (other.train, other.validation, False)
     assert one.init is not None
@@ -92,15 +93,45 @@ def test_evolving_rows_are_fine_tuning_without_the_fall_back(name: str) -> None:
 
 
 def test_peso_and_its_controls_differ_in_the_penalty_alone() -> None:
-    penalties = {name: plan(name, 6).adapters[0].regulariser for name in EVOLVING}
+    penalties = {name: [a.regulariser for a in plan(name, 6).adapters] for name in EVOLVING}
     assert penalties == {
-        "single-evolving": None,
-        "peso": Regulariser("softmax-kl", 2.0, "sum"),
-        "peso-mean": Regulariser("softmax-kl", 2.0, "mean"),
-        "peso-l2": Regulariser("l2", 2.0, "sum"),
-        "peso-orthogonal": Regulariser("orthogonal", 2.0, "sum"),
-        "replay": None,
+        "single-evolving": [None],
+        "peso": [Regulariser("softmax-kl", w, "sum") for w in LAMBDAS],
+        "peso-mean": [Regulariser("softmax-kl", w, "mean") for w in LAMBDAS],
+        "peso-l2": [Regulariser("l2", 2.0, "sum")],
+        "peso-orthogonal": [Regulariser("orthogonal", 2.0, "sum")],
+        "replay": [None],
     }
+    assert {
+        replace(a, regulariser=None, init=None).digest for n in EVOLVING for a in plan(n, 2).adapters if not a.replay
+    } == {replace(plan("single-evolving", 2).adapters[0], init=None).digest}
+
+
+def test_v_t_chooses_pesos_lambda_among_chains_that_keep_theirs() -> None:
+    made = plan("peso", 6)
+    assert (made.merge, made.grid) == (CHOICE, tuple((w,) for w in LAMBDAS))
+    for link, weight in zip(made.adapters, LAMBDAS, strict=True):
+        while link.init is not None:
+            assert link.regulariser == Regulariser("softmax-kl", weight, "sum")
+            link = link.init
+        assert link == plan("full-retraining", 1).adapters[0]
+    assert PesoConfig().lambdas == LAMBDAS, "both tasks try the authors' grid"
+
+
+def test_the_lower_rate_is_that_of_links_under_a_penalty_and_of_no_other_row() -> None:
+    """PESO trains D_1 at 2e-4 and later blocks at a tenth of it."""
+    lower = replace(setting(), config=Experiment(peso=PesoConfig(later_lr=1e-4, lambdas=(2,))))
+    for name in STRATEGIES:
+        one, two = (STRATEGIES[name](s).plan(3) for s in (setting(), lower))
+        if one is None or two is None:
+            continue
+        if not name.startswith("peso"):
+            assert one.digest == two.digest
+            continue
+        (link,) = two.adapters
+        assert (link.recipe.lr, link.init.recipe.lr, link.init.init.recipe.lr) == (1e-4, 1e-4, 1e-3)
+        mine = next(a for a in one.adapters if a.regulariser == link.regulariser)
+        assert link.recipe == mine.recipe.model_copy(update={"lr": 1e-4})
 
 
 def test_replay_asks_for_half_a_period_and_for_its_size() -> None:
@@ -122,7 +153,8 @@ def test_cumulative_rows_freeze_what_came_before(name: str) -> None:
     assert one.init == (chain[-1] if latest else None)
     assert one.train == (Slice(6, "train"), Slice(5, "validation"))
     assert not one.keep_old
-    assert chain[0] == plan("full-retraining", 1).adapters[0]
+    full = plan("full-retraining", 1).adapters[0]
+    assert chain[0] == (replace(full, frozen=Frozen((), "inf")) if name == "inf-lora" else full)
 
 
 def test_cumulative_kinds() -> None:

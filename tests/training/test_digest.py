@@ -40,6 +40,7 @@ CHANGES: dict[str, Any] = {
     "data.path": "elsewhere",
     "serve.default": "lsat-en",
     "serve.catalogue": "titles.txt",
+    "peso.lambdas": [1.0, 2.0],
     "generative.reference": "pretrain",
     "generative.beams": [12, 40],
     "data.metadata": "elsewhere",

@@ -34,7 +34,8 @@ DROPPING = LoraSettings(rank=4, alpha=8, dropout=0.3)
 def kinds(bench: Workbench) -> dict[str, Callable[[], tuple[AdapterSpec, Adapter | None, list[Adapter]]]]:
     """Return a spec with its inputs for every penalty and every frozen kind, and a plain one."""
     randomise(bench.model, 5)
-    past = [bench.model.snapshot()]
+    now = bench.model.snapshot()
+    past = [replace(now, memory={m: torch.eye(now.pair(m)[0].shape[1])[:3] for m in now.modules()})]
     parent = bench.spec(seed=9)
     plain = bench.spec(recipe=RECIPE)
     cases: dict[str, Any] = {"plain": lambda: (plain, None, [])}

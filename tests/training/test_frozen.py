@@ -19,7 +19,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.scoring.score import score
 from lsat_ray.training import penalty
 from lsat_ray.training.fit import Fitted, TorchEngine, fit
-from lsat_ray.training.frozen import SLOT, Beside, _input_moments, beside, design, earlier, normalised, own
+from lsat_ray.training.frozen import SLOT, Beside, _input_moments, beside, design, earlier, extended, normalised, own
 
 SETTINGS = EngineConfig(kind="torch")
 RECIPE = Recipe(lr=5e-3, batch_size=16, epochs=2)
@@ -32,7 +32,9 @@ def past(bench: Workbench) -> list[Adapter]:
     for seed in (1, 2):
         randomise(bench.model, seed)
         made.append(bench.model.snapshot())
-    return made
+    each = {m: torch.cat([a.pair(m)[0] for a in made]) for m in made[0].modules()}
+    memory = {m: torch.linalg.qr(a.T)[0].T.contiguous() for m, a in each.items()}  # as if these had been their inputs
+    return [replace(a, memory=memory) for a in made]
 
 
 def run(bench: Workbench, spec: AdapterSpec, frozen: list[Adapter], initial: Adapter | None = None) -> Fitted:
@@ -225,9 +227,38 @@ def test_the_design_takes_the_main_free_directions() -> None:
     none = design(moment, torch.empty(0, 6), 2)
     torch.testing.assert_close(none, torch.eye(6)[:2])
     torch.testing.assert_close(design(moment, torch.eye(6)[:2], 2), torch.eye(6)[2:4])
-    # four of six dimensions may be kept; of three earlier adapters the oldest is forgotten
-    crowded = torch.cat([torch.eye(6)[0:2], torch.eye(6)[2:4], torch.eye(6)[4:6]])
-    torch.testing.assert_close(design(moment, crowded, 2), torch.eye(6)[0:2])
+
+
+def test_the_memory_holds_95_percent_of_the_energy_and_leaves_room_for_the_next_a() -> None:
+    moment = torch.diag(torch.tensor([90.0, 4.0, 3.0, 2.0, 0.7, 0.3]))
+    one = extended(None, moment, 2)
+    torch.testing.assert_close(one, torch.eye(6)[:3])  # 90, 94, 97 of 100
+    torch.testing.assert_close(extended(one, moment, 2), one)
+    turned = torch.diag(torch.tensor([1.0, 1.0, 1.0, 3.0, 94.0, 0.0]))
+    torch.testing.assert_close(extended(one, turned, 2), torch.eye(6)[[0, 1, 2, 4]])  # 3, then 97
+    flat = torch.eye(6)
+    torch.testing.assert_close(extended(one, flat, 2)[:3], one)
+    assert extended(None, flat, 2).shape == extended(one, flat, 2).shape == (4, 6), "two of six directions stay free"
+
+
+def test_what_a_link_of_inf_lora_adds_hardly_touches_the_inputs_of_the_links_before(bench: Workbench) -> None:
+    """Its memory is of inputs, as published: the row spaces of the earlier A alone leave most of their energy open."""
+    first = bench.spec(frozen=Frozen((), "inf"), recipe=RECIPE)
+    second = replace(first, frozen=Frozen((first,), "inf"), train=(Slice(3, "train"),))
+    one = run(bench, first, []).adapter
+    with beside(bench.model, first, []):
+        bench.model.restore(one.state)
+        seen = _input_moments(bench.model, bench.train)
+    two = run(bench, second, [one]).adapter
+    assert (one.rank, two.rank) == (4, 8)
+    for module in one.modules():
+        m, a = one.memory[module], own(two, 4).pair(module)[0]
+        torch.testing.assert_close(m @ m.T, torch.eye(len(m)), rtol=0, atol=1e-5)
+        assert (a @ m.T).abs().max() < 1e-4
+        left = 1 - float((m.double() @ seen[module] @ m.double().T).trace() / seen[module].trace())
+        assert left <= 0.05 or len(m) == m.shape[1] - 4
+        assert float((a.double() @ seen[module] @ a.double().T).trace()) <= left * float(seen[module].trace()) * 1.001
+        assert torch.equal(two.memory[module][: len(m)], m)
 
 
 # -- penalties in the loop --------------------------------------------------------------------------------------------
@@ -279,6 +310,10 @@ def test_errors_name_the_trouble(bench: Workbench, past: list[Adapter]) -> None:
         run(bench, link(bench, "sum"), past[:1])
     with pytest.raises(LsatError, match="keep_old"):
         Beside(bench.model, link(bench, "sum", keep_old=True), past)
+    with pytest.raises(LsatError, match="no memory"):
+        Beside(bench.model, link(bench, "inf"), [Adapter(a.state, 4, 8.0) for a in past])
+    with pytest.raises(LsatError, match="at least one"):
+        Beside(bench.model, link(bench, "sum", 0), [])
     with pytest.raises(LsatError, match="InfLoRA"):
         Beside(bench.model, link(bench, "inf", init=bench.spec(seed=3)), past)
     with pytest.raises(LsatError, match="scale"):
@@ -290,8 +325,8 @@ def test_all_linear_modules_can_be_adapted(tiny_experiment: Any, tiny_periods: A
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     lora = LoraSettings(rank=1, alpha=2, targets=targets)
     bench = make_workbench(tiny_experiment, tiny_periods, tiny_backbone_folder, lora=lora)
-    fitted = run(bench, bench.spec(recipe=Recipe(batch_size=16, epochs=1)), [])
+    first = bench.spec(frozen=Frozen((), "inf"), recipe=Recipe(batch_size=16, epochs=1))
+    fitted = run(bench, first, [])
     assert len(fitted.adapter.modules()) == 7 * tiny_experiment.backbone.nano.layers
-    parents = (bench.spec(seed=100),)
-    whole = run(bench, bench.spec(frozen=Frozen(parents, "inf"), recipe=RECIPE), [fitted.adapter])
+    whole = run(bench, bench.spec(frozen=Frozen((first,), "inf"), recipe=RECIPE), [fitted.adapter])
     np.testing.assert_allclose(score(bench.model, whole.adapter, bench.validation), whole.margin, rtol=1e-4, atol=2e-5)

@@ -42,9 +42,9 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
         await_port(config)
     here = cluster.connect()
     try:
-        handle = serving.start(config, backbone, (), run_dir / "adapters", run_dir)
-        current = read_current(run_dir)
+        current = read_current(run_dir)  # before the start: `watch` adopts what replaces it while replicas start
         assert current is not None
+        handle = serving.start(config, backbone, (), run_dir / "adapters", run_dir)
         say(line(current, serving.url(config), f"{config.serve.replicas} replicas on Ray"))
         looked = time.monotonic()
 

@@ -21,7 +21,8 @@ def library() -> Any:
     """Import DeepSpeed for this machine."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # it compiles an optimizer that is not used here: a second
+    # DeepSpeed decorates an optimizer that is not used here with torch.compile, which loads the compiler: a second.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # inference only, and needs a compiler

@@ -24,6 +24,7 @@ def test_the_papers_configs_have_its_settings_and_list_what_departs(name: str) -
     (path,) = (p for p in CONFIGS if p.stem == name)
     found = config.load(path)
     assert (found.recipe.cadence, found.search.space, found.recipe.select) == ("lsat", "double-softmax", "auc")
+    assert found.search.select == "auc"
     head = " ".join(path.read_text().split("name:")[0].replace("#", "").split())
     for departure in ("bfloat16", "recipe.loss=language", "whole vocabulary", "from 0 to 1", "512 tokens", "schedule"):
         assert departure in head, departure

@@ -128,14 +128,16 @@ def serve(
 @app.command(short_help="Show what the searches of a run found.")
 def search(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished replay.")],
-    flat: Annotated[float, typer.Option("--flat", help="AUC within which coefficients count as equal.")] = 0.002,
+    flat: Annotated[float, typer.Option("--flat", help="Difference within which coefficients count as equal.")] = 0.002,
 ) -> None:
     """Open a run's searches with Ray Tune's own API; print and plot what was chosen and how flat the optimum is."""
     from lsat_ray.cli.searches import open_experiments, summary, write_figures
 
     with one_clear_error(resumes=False):
+        from lsat_ray.report.reader import RunReader
+
         trials = open_experiments(run)
-        console.print(summary(trials, flat).to_string(index=False), markup=False)
+        console.print(summary(trials, flat, RunReader(run).select).to_string(index=False), markup=False)
         say("figures: " + ", ".join(map(str, write_figures(run))))
 
 

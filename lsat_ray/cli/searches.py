@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from lsat_ray.config.running import Select
 from lsat_ray.errors import LsatError
 
 
 def open_experiments(run: Path) -> pd.DataFrame:
-    """Return one row per trial: experiment, strategy, coefficient, auc.
+    """Return one row per trial: experiment, strategy, coefficient, auc, log_loss.
 
     Ray Tune's experiments are opened with its own API; a run without them (the local backend) has the same figures in
     `search/coefficients.parquet`.
@@ -27,22 +28,24 @@ def open_experiments(run: Path) -> pd.DataFrame:
         raise LsatError(f"{run}: no searches in its search folder; give the folder of a finished replay")
     frame = pd.read_parquet(table)
     names = [f"seed{s}-period{p:02d}" for s, p in zip(frame["seed"], frame["period"], strict=True)]
-    return frame.assign(experiment=names)[["experiment", "strategy", "coefficient", "auc"]]
+    return frame.assign(experiment=names)[["experiment", "strategy", "coefficient", "auc", "log_loss"]]
 
 
-def summary(trials: pd.DataFrame, flat: float) -> pd.DataFrame:
-    """Return one row per search: what was chosen, and which coefficients come within `flat` of the best AUC."""
+def summary(trials: pd.DataFrame, flat: float, select: Select) -> pd.DataFrame:
+    """Return one row per search: what was chosen, and which coefficients come within `flat` of it."""
+    column = "auc" if select == "auc" else "log_loss"
     rows = []
     for (experiment, strategy), group in trials.groupby(["experiment", "strategy"], sort=False):
         g = group.sort_values("coefficient", kind="stable")
-        best, near = int(g["auc"].argmax()), g["coefficient"][g["auc"] >= g["auc"].max() - flat]
+        behind = (g[column].max() - g[column]) if select == "auc" else (g[column] - g[column].min())
+        best, near = int(behind.argmin()), g["coefficient"][behind <= flat]
         rows.append(
             {
                 "experiment": experiment,
                 "strategy": strategy,
                 "chosen": g["coefficient"].iloc[best],
-                "auc": round(g["auc"].iloc[best], 4),
-                "lowest": round(g["auc"].min(), 4),
+                column: round(g[column].iloc[best], 4),
+                "behind at most": round(behind.max(), 4),
                 f"within {flat}": f"{near.min():.1f}..{near.max():.1f} ({len(near)} of {len(g)})",
             }
         )

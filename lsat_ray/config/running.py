@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from lsat_ray.config.node import Node
 
+Select = Literal["auc", "log-loss"]
+"""What merge weights are compared by on V_t."""
+
 
 class EngineConfig(Node):
     """Where and how adapters are trained; not part of their identity."""
@@ -55,6 +58,9 @@ class SearchConfig(Node):
     """Weights of the long-term adapter that are tried, in [0, 1]; of equally good ones the first wins."""
     space: Literal["probability", "logit", "double-softmax"] = "probability"
     """What an output ensemble averages: P(Yes), the margin, or the score of the LSAT code (methods.md 1d)."""
+    select: Select = "log-loss"
+    """What weights are compared by: the highest AUC, as in the LSAT code, or the lowest log-loss, which is smooth in
+    them (AUC on the few rows of V_t is a staircase, and rounding decides between its steps)."""
 
     @field_validator("grid")
     @classmethod

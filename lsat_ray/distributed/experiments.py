@@ -10,7 +10,7 @@ from lsat_ray.distributed.cluster import connect, disconnect
 
 
 def trials(root: Path) -> pd.DataFrame:
-    """Return one row per trial of every experiment under `root`: experiment, strategy, coefficient, auc.
+    """Return one row per trial of every experiment under `root`: experiment, strategy, coefficient, auc, log_loss.
 
     `Tuner.restore(path, trainable=trial).get_results()` gives the ordinary `ResultGrid` of each period.
     """
@@ -25,7 +25,7 @@ def trials(root: Path) -> pd.DataFrame:
             results = tune.Tuner.restore(str(path), trainable=trial).get_results()
             frame = results.get_dataframe()
             columns = {"config/candidate/strategy": "strategy", "config/candidate/coefficient": "coefficient"}
-            found = frame.rename(columns=columns)[["strategy", "coefficient", "auc"]]
+            found = frame.rename(columns=columns)[["strategy", "coefficient", "auc", "log_loss"]]
             frames.append(found.assign(experiment=path.name))
         return pd.concat(frames, ignore_index=True)
     finally:

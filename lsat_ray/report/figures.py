@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lsat_ray.config.running import Select
 from lsat_ray.evaluation.significance import short
 from lsat_ray.report import account
 from lsat_ray.report.reader import RunReader
@@ -60,7 +61,7 @@ def draw(run: RunReader, table: pd.DataFrame | None, noise: float | None = None)
     else:
         shares = run.coefficients.groupby("strategy")["coefficient"].transform("max") <= 1  # a half-life is no weight
         if shares.any():
-            drawn.append(coefficients(run.coefficients[shares]))
+            drawn.append(coefficients(run.coefficients[shares], run.select))
     if curves := learning_curves(run.manifests):
         drawn.append(curves)
     else:
@@ -162,15 +163,17 @@ def differences(table: pd.DataFrame, reference: str = REFERENCE, noise: float | 
     return Drawn("differences", f"Difference from {reference}", caption, figure, rows[columns])
 
 
-def coefficients(tried: pd.DataFrame) -> Drawn:
+def coefficients(tried: pd.DataFrame, select: Select) -> Drawn:
     """Draw which coefficient was chosen in each period and how flat the optimum is.
 
     Args:
-        tried: columns seed, period, strategy, coefficient, auc (on V_t), chosen.
+        tried: columns seed, period, strategy, coefficient, auc and log_loss (on V_t), chosen.
+        select: what they were compared by.
     """
     strategies = sorted(tried["strategy"].unique())
+    value = tried["auc"] if select == "auc" else -tried["log_loss"]
     loss = tried.assign(
-        loss=tried["auc"] - tried.groupby(["strategy", "seed", "period"])["auc"].transform("max"),
+        loss=value - value.groupby([tried[c] for c in ("strategy", "seed", "period")]).transform("max"),
         chosen=tried["chosen"].astype(bool),
     )
     with drawing():
@@ -194,7 +197,7 @@ def coefficients(tried: pd.DataFrame) -> Drawn:
         left.set_title("Chosen coefficient (1: long-term alone)")
         left.set_xlabel("updated period")
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        right.set_title("Validation AUC below its period's best")
+        right.set_title(f"Validation {'AUC' if select == 'auc' else 'log-likelihood'} below its period's best")
         right.set_xlabel("coefficient")
         label_ends(right, ends, looks)
     caption = (
@@ -202,7 +205,7 @@ def coefficients(tried: pd.DataFrame) -> Drawn:
         "another coefficient would have lost there; mean over periods and seeds, the band holds half of them. A flat "
         "line means that the choice hardly matters."
     )
-    data = loss[["seed", "period", "strategy", "coefficient", "auc", "loss", "chosen"]]
+    data = loss[["seed", "period", "strategy", "coefficient", "auc", "log_loss", "loss", "chosen"]]
     return Drawn("coefficients", "Chosen coefficients", caption, figure, data)
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
+from lsat_ray.config.running import Select
 from lsat_ray.errors import LsatError
 from lsat_ray.evaluation.significance import Key, Runs, Scored
 
 METRICS = ["strategy", "period", "seed", "auc"]
 TIMINGS = ["period", "stage", "subject", "start", "seconds"]
-COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
+COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "log_loss", "chosen"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,15 @@ class RunReader:
 
     @cached_property
     def coefficients(self) -> pd.DataFrame | None:
-        """One row per coefficient tried (`auc` is that on V_t), or None."""
+        """One row per coefficient tried (`auc` and `log_loss` are those on V_t), or None."""
         return self._parquet("search/coefficients.parquet", COEFFICIENTS)
+
+    @cached_property
+    def select(self) -> Select:
+        """What coefficients were compared by; the AUC in runs from before there was a choice."""
+        tree = yaml.safe_load(self.config or "") or {}
+        select: Select = tree.get("search", {}).get("select", "auc")
+        return select
 
     @cached_property
     def config(self) -> str | None:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from lsat_ray.config.running import Select
 from lsat_ray.evaluation.metrics import auc, logit_loss
 
-COLUMNS = ["seed", "period", "strategy", "coefficient", "auc", "chosen"]
+COLUMNS = ["seed", "period", "strategy", "coefficient", "auc", "log_loss", "chosen"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ def measure(label: np.ndarray, score: np.ndarray) -> Reached:
     return Reached(auc(label, score), logit_loss(label, np.log(clipped) - np.log1p(-clipped)))
 
 
-def best(reached: Sequence[Reached]) -> int:
-    """Return the place of the highest AUC, of the lowest log-loss where V_t holds one class; the first of equals."""
+def best(reached: Sequence[Reached], select: Select) -> int:
+    """Return the place of the best candidate, the first of equals; where V_t holds one class, log-loss decides."""
     auc, log_loss = np.array(reached).T
-    return int(np.argmin(log_loss) if np.isnan(auc).any() else np.argmax(auc))
+    return int(np.argmin(log_loss) if select == "log-loss" or np.isnan(auc).any() else np.argmax(auc))
 
 
-def table(seed: int, period: int, candidates: Sequence[Weighting], reached: Sequence[Reached]) -> pd.DataFrame:
-    """Return one row per candidate: seed, period, strategy, coefficient (the first weight), auc, chosen."""
+def table(
+    seed: int, period: int, candidates: Sequence[Weighting], reached: Sequence[Reached], select: Select
+) -> pd.DataFrame:
+    """Return one row per candidate: seed, period, strategy, coefficient (the first weight), auc, log_loss, chosen."""
     rows = []
     for name in dict.fromkeys(c.strategy for c in candidates):
         mine = [i for i, c in enumerate(candidates) if c.strategy == name]
-        chosen = mine[best([reached[i] for i in mine])]
-        rows += [(seed, period, name, candidates[i].weights[0], reached[i].auc, i == chosen) for i in mine]
+        chosen = mine[best([reached[i] for i in mine], select)]
+        rows += [(seed, period, name, candidates[i].weights[0], *reached[i], i == chosen) for i in mine]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -262,7 +262,7 @@ def _searched(
     """Measure candidates, keep the table, and return each strategy's best weights."""
     with run.timings.span("search", t):
         reached = [search.measure(label, c.score) for c in candidates]
-    table = search.table(seed, t, candidates, reached)
+    table = search.table(seed, t, candidates, reached, run.config.search.select)
     name = search.experiment(seed, t)
     write_atomic(run.folder.search / "coefficients" / f"{name}.parquet", table)
     if keep:

@@ -221,8 +221,8 @@ def test_peso_serves_the_lambda_that_is_best_on_v_t_and_its_penalty_is_recorded(
     for t in (2, 3, 4):
         record = Ledger(run / "ledger.jsonl").get(0, "peso", t, "search")
         assert record is not None
-        auc_of = tried[tried["period"] == t].set_index("coefficient")["auc"]
-        assert record["weights"] == [auc_of.idxmax()]
+        log_loss = tried[tried["period"] == t].set_index("coefficient")["log_loss"]
+        assert record["weights"] == [log_loss.idxmin()]
         links = trainings.loc[record["adapters"]]
         assert links["penalty"].tolist() == ["softmax-kl(1, sum)", "softmax-kl(500, sum)"]
         assert (links["penalty_ratio"] > 0).all()

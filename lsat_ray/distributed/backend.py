@@ -84,9 +84,8 @@ class RayBackend:
         self, name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached]
     ) -> None:
         """Run the Tune experiment in a thread: the choice is made, and nobody waits for Tune's start."""
-        self._searches.append(
-            self._tune.submit(search.keep, name, candidates, label, reached, self._run_dir / "search")
-        )
+        root, select = self._run_dir / "search", self.config.search.select
+        self._searches.append(self._tune.submit(search.keep, name, candidates, label, reached, root, select))
 
     def kept(self, name: str) -> bool:
         """Return whether Tune has ended the experiment."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from lsat_ray.config.running import Select
 from lsat_ray.errors import LsatError
 from lsat_ray.files import write_atomic
 from lsat_ray.runs.search import Reached, Weighting, measure
@@ -22,6 +23,9 @@ WHOLE = "whole"
 TRIES = 3
 """Times that an experiment is begun whose trial's process dies or hangs."""
 
+ORDER = {"auc": {"metric": "auc", "mode": "max"}, "log-loss": {"metric": "log_loss", "mode": "min"}}
+"""What Tune is told of the order of the trials, by `search.select`."""
+
 BUDGET_S = 300.0
 """Seconds after which Tune ends an experiment; the trials of one take seconds in all."""
 
@@ -31,7 +35,14 @@ def kept(name: str, root: Path) -> bool:
     return (root / name / WHOLE).is_file()
 
 
-def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached: Sequence[Reached], root: Path) -> None:
+def keep(
+    name: str,
+    candidates: Sequence[Weighting],
+    label: np.ndarray,
+    reached: Sequence[Reached],
+    root: Path,
+    select: Select,
+) -> None:
     """Keep a search as a Tune experiment, and check that every trial reaches what was measured.
 
     Args:
@@ -40,13 +51,14 @@ def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached:
         label: 0/1 [V], labels of V_t.
         reached: what each reached.
         root: folder of the experiments.
+        select: what Tune orders the trials by.
 
     Raises:
         LsatError: when a trial failed again and again, or reached something else.
     """
     for left in reversed(range(TRIES)):
         try:
-            again = search(name, candidates, label, root)
+            again = search(name, candidates, label, root, select)
             break
         except LsatError:
             if not left:
@@ -56,7 +68,7 @@ def keep(name: str, candidates: Sequence[Weighting], label: np.ndarray, reached:
     write_atomic(root / name / WHOLE, "")
 
 
-def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: Path) -> list[Reached]:
+def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: Path, select: Select) -> list[Reached]:
     """Measure every candidate as a trial of one Tune experiment; the scores are there already.
 
     Args:
@@ -64,6 +76,7 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
         candidates: to be measured.
         label: 0/1 [V], labels of V_t.
         root: folder of the experiments.
+        select: what Tune orders the trials by.
 
     Returns:
         What each reached, in their order.
@@ -85,7 +98,7 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
         tune.with_resources(tune.with_parameters(trial, table=ray.put(table)), {"CPU": 0.1}),
         param_space={"candidate": tune.grid_search(space)},
         tune_config=tune.TuneConfig(
-            metric="auc", mode="max", reuse_actors=True, max_concurrent_trials=1, time_budget_s=BUDGET_S
+            **ORDER[select], reuse_actors=True, max_concurrent_trials=1, time_budget_s=BUDGET_S
         ),
         run_config=tune.RunConfig(
             name=name,

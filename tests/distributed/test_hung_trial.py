@@ -40,7 +40,7 @@ def test_a_trial_that_hangs_is_killed_and_the_experiment_begun_again(
     monkeypatch.setattr(search, "trial", trial)
     monkeypatch.setattr(search, "BUDGET_S", 45.0)
     reached = [measure(LABEL, c.score) for c in CANDIDATES]
-    search.keep("seed0-period02", CANDIDATES, LABEL, reached, tmp_path / "search")
+    search.keep("seed0-period02", CANDIDATES, LABEL, reached, tmp_path / "search", "log-loss")
     assert search.kept("seed0-period02", tmp_path / "search")
     assert hung.exists()
 

@@ -125,7 +125,9 @@ def test_the_search_opens_with_tunes_own_api(undisturbed: Path, ray_cluster: Non
 
     grid = tune.Tuner.restore(str(undisturbed / "search" / "seed0-period02"), trainable=trial).get_results()
     assert len(grid) == 33
-    assert grid.get_best_result("auc", "max").metrics["auc"] == grid.get_dataframe()["auc"].max()
+    chosen = pd.read_parquet(undisturbed / "search" / "coefficients.parquet").query("period == 2 and chosen")
+    best = grid.get_best_result().metrics  # in the order of `search.select`, without being told
+    assert best["log_loss"] == grid.get_dataframe()["log_loss"].min() == chosen["log_loss"].min()
 
 
 @pytest.mark.ray

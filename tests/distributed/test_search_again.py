@@ -28,9 +28,9 @@ def test_a_search_is_begun_again_and_in_the_end_says_why(
 
     monkeypatch.setattr(search, "search", fragile)
     if deaths < search.TRIES:
-        search.keep("seed0-period02", [], np.array([0, 1]), [Reached(0.5, 0.7)], tmp_path)
+        search.keep("seed0-period02", [], np.array([0, 1]), [Reached(0.5, 0.7)], tmp_path, "log-loss")
         assert search.kept("seed0-period02", tmp_path)
     else:
         with pytest.raises(LsatError, match="the actor died"):
-            search.keep("seed0-period02", [], np.array([0, 1]), [Reached(0.5, 0.7)], tmp_path)
+            search.keep("seed0-period02", [], np.array([0, 1]), [Reached(0.5, 0.7)], tmp_path, "log-loss")
     assert len(begun) == min(deaths + 1, search.TRIES)

@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/merge_rules.py --config jobs/configs/synthetic.yaml \\
         --json benchmarks/results/merge_rules.json
 
-As `noise_floor.py` does for the step that is kept: ten runs that differ in a seeded 1e-6 added to the lora_A that a
-training starts from. Every rule chooses among the same adapters of a run, which are trained once. `spread` of a row is
-the largest minus the smallest mean AUC over the runs; `moved` is the share of searches that do not choose the same
-weights in all runs. The same command resumes.
+Two things are varied. `start`: as in `noise_floor.py`, ten runs that differ in a seeded 1e-6 added to the lora_A that a
+training starts from, over one backbone. `kernels`: runs whose backbone and adapters are computed by other kernels of
+the same CPU, as another CPU would have them. Every rule chooses among the same adapters of a run, which are trained
+once. `spread` of a row is the largest minus the smallest mean AUC over the runs; `moved` is the share of searches that
+do not choose the same weights in all runs. The same command resumes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,13 @@ from lsat_ray.runs.folder import versions
 from lsat_ray.runs.local import LocalBackend
 from lsat_ray.runs.study import study
 
+KERNELS = {
+    "native": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "sse4": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "reproducible": {"MKL_CBWR": "COMPATIBLE"},
+}
+"""Environment of a run, by the name of its kernels."""
 ROWS = "strategies=[full-retraining, short-term, long-term, lsat-en, lsat-en-full, lsat-ta, hedge]"
 POOLED = "periods.validation_pool=3"
 RULES = {
@@ -44,27 +53,39 @@ RULES = {
 """What is set, by the name of the rule."""
 
 
-def measure(options: argparse.Namespace, rule: str, run: int) -> tuple[pd.Series, pd.Series]:
-    """Return the mean AUC of every row that has a model, and the weight that each search chose, of one run."""
-    first = f"run{run}-rule0"
-    name = f"run{run}-rule{list(RULES).index(rule)}"
+def measure(options: argparse.Namespace, rule: str, run: int, folder: Path) -> tuple[pd.Series, pd.Series]:
+    """Return the mean AUC of every row that has a model, and the weight that each search chose, of one run.
+
+    Args:
+        options: of the command.
+        rule: one of `RULES`.
+        run: seed of what is added to the start; 0 with `size` 0 adds nothing.
+        folder: where the runs lie, their backbone among them.
+    """
+    first, name = (f"run{run}-rule{place}" for place in (0, list(RULES).index(rule)))
     sets = ("study.every_period=false", ROWS, *RULES[rule], *options.set)
     config = load(options.config, sets, name)
-    folder = options.runs_dir / name
-    if not (folder / "metrics.parquet").is_file():
+    if not (folder / name / "metrics.parquet").is_file():
         for part in ("adapters", "passes"):
-            if name != first and not (folder / part).exists():
-                shutil.copytree(options.runs_dir / first / part, folder / part, copy_function=os.link)
+            if name != first and not (folder / name / part).exists():
+                shutil.copytree(folder / first / part, folder / name / part, copy_function=os.link)
         with perturbed(run, options.size):
-            study(config, options.runs_dir, LocalBackend(config), lambda _: None)
-    frame = pd.read_parquet(folder / "metrics.parquet")
-    tried = pd.read_parquet(folder / "search" / "coefficients.parquet").query("chosen")
+            study(config, folder, LocalBackend(config), lambda _: None)
+    frame = pd.read_parquet(folder / name / "metrics.parquet")
+    tried = pd.read_parquet(folder / name / "search" / "coefficients.parquet").query("chosen")
     auc = frame[frame["strategy"].map(has_model)].groupby("strategy")["auc"].mean()
     return auc, tried.set_index(["seed", "period", "strategy"])["coefficient"]
 
 
+def spread(found: list[tuple[pd.Series, pd.Series]]) -> dict[str, Any]:
+    """Return what the runs of one rule say: see `noise_floor.summary`, and the share of the searches that moved."""
+    moved = pd.DataFrame([chosen for _, chosen in found]).nunique() > 1
+    facts = {"searches": len(moved), "moved": float(moved.mean())}
+    return summary(pd.DataFrame([auc for auc, _ in found]).T) | facts
+
+
 def main() -> None:
-    """Measure what is missing, and write the JSON after every run."""
+    """Measure what is missing, and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
@@ -72,35 +93,28 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/merge_rules"))
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--size", type=float, default=1e-6)
+    parser.add_argument("--kernels", choices=KERNELS, help="only train under these (the command calls itself so)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    host = machine(torch.device("cpu"), 1, matmul_peak(torch.device("cpu")))
-    found: dict[str, list[pd.Series]] = {rule: [] for rule in RULES}
-    weights: dict[str, list[pd.Series]] = {rule: [] for rule in RULES}
-    for run in range(options.runs):
+    if options.kernels:
         for rule in RULES:
-            auc, chosen = measure(options, rule, run)
-            found[rule].append(auc)
-            weights[rule].append(chosen)
-            print(f"run {run} of {options.runs}, {rule}: {auc.round(4).to_dict()}", flush=True)
-        if run == 0:
-            continue
-        rules: dict[str, Any] = {}
-        for rule in RULES:
-            moved = pd.DataFrame(weights[rule]).nunique() > 1
-            rules[rule] = summary(pd.DataFrame(found[rule]).T) | {
-                "searches": len(moved),
-                "moved": float(moved.mean()),
-            }
-        command = f"python benchmarks/merge_rules.py --config {options.config} --json {options.json}"
-        tree = {
-            "command": command + "".join(f' --set "{s}"' for s in options.set),
-            "commit": versions().get("commit"),
-            "machine": host,
-            "size": options.size,
-            "rules": rules,
-        }
-        write_atomic(options.json, json.dumps(tree, indent=2) + "\n")
+            measure(options, rule, 0, options.runs_dir / options.kernels)
+        return
+    start = {rule: [measure(options, rule, run, options.runs_dir) for run in range(options.runs)] for rule in RULES}
+    for name, environment in KERNELS.items():
+        again = [sys.executable, *sys.argv, "--size", "0", "--kernels", name]
+        subprocess.run(again, env=os.environ | environment, check=True)
+    options.size = 0.0
+    other = {rule: [measure(options, rule, 0, options.runs_dir / name) for name in KERNELS] for rule in RULES}
+    command = f"python benchmarks/merge_rules.py --config {options.config} --json {options.json}"
+    tree = {
+        "command": command + "".join(f' --set "{s}"' for s in options.set),
+        "commit": versions().get("commit"),
+        "machine": machine(torch.device("cpu"), 1, matmul_peak(torch.device("cpu"))),
+        "start": {rule: spread(runs) for rule, runs in start.items()},
+        "kernels": {rule: spread(runs) for rule, runs in other.items()},
+    }
+    write_atomic(options.json, json.dumps(tree, indent=2) + "\n")
 
 
 if __name__ == "__main__":

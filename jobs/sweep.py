@@ -1,6 +1,6 @@
 """Run a study for several values of one setting: the same as `lsat-ray sweep`, for `ray job submit`.
 
-    python jobs/sweep.py --config jobs/configs/sweep_synthetic.yaml --vary "data.synthetic.drift=[0.0, 0.6, 1.2]"
+    python jobs/sweep.py --config jobs/configs/map_synthetic.yaml --vary "data.synthetic.drift=[0.0, 0.6, 1.2]"
 
 The same command resumes; values that were run before are reused.
 """

@@ -67,7 +67,7 @@ def test_cells_of_earlier_commands_stay_in_the_map(tmp_path: Path) -> None:
 
 
 def test_the_map_holds_the_stream_fixed_and_varies_the_cut() -> None:
-    config = RESULTS.parents[1] / "jobs" / "configs" / "sweep_synthetic.yaml"
+    config = RESULTS.parents[1] / "jobs" / "configs" / "map_synthetic.yaml"
     options = argparse.Namespace(
         config=config, drift=[1.2], half_life=[1600], rows=[200, 800], seeds=5, backbones=3, set=[]
     )
@@ -76,6 +76,6 @@ def test_the_map_holds_the_stream_fixed_and_varies_the_cut() -> None:
     studies = [s for _, by_backbone in found for s in by_backbone.values()]
     assert len({s.name for s in studies}) == len(studies) == 6
     assert len({s.data for s in studies}) == 1
-    assert [s.periods.number for s in studies] == [32] * 3 + [8] * 3
+    assert [s.periods.number for s in studies] == [12] * 3 + [3] * 3
     assert {s.backbone.nano.seed for s in studies} == {0, 1, 2}
     assert all(s.seeds == (0, 1, 2, 3, 4) for s in studies)

@@ -21,6 +21,7 @@ import pandas as pd
 from lsat_ray.cli.front import study
 from lsat_ray.config import load
 from lsat_ray.files import write_atomic
+from lsat_ray.report.tables import chosen_coefficients
 
 SPLITS = {
     "time": (),
@@ -33,7 +34,7 @@ SPLITS = {
 
 def facts(folder: Path) -> dict[str, float]:
     """Return what a run says of its validation splits."""
-    chosen = pd.read_parquet(folder / "search" / "coefficients.parquet").query("chosen")
+    chosen = chosen_coefficients(pd.read_parquet(folder / "search" / "coefficients.parquet")).reset_index()
     rows = zip(chosen["strategy"].tolist(), chosen["coefficient"].tolist(), strict=True)
     alpha = np.array([a for name, a in rows if name.startswith("lsat-en(") and name != "lsat-en(full)"])
     auc = pd.read_parquet(folder / "metrics.parquet").groupby("strategy")["auc"].mean()

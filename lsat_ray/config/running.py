@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from lsat_ray.config.node import Node
 
-Select = Literal["auc", "log-loss"]
-"""What merge weights are compared by on V_t."""
+Select = Literal["posterior-mean", "log-loss", "auc"]
+"""By what merge weights are chosen on V_t."""
 
 
 class EngineConfig(Node):
@@ -55,12 +55,13 @@ class SearchConfig(Node):
     grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1
     )
-    """Weights of the long-term adapter that are tried, in [0, 1]; of equally good ones the first wins."""
+    """Weights of the long-term adapter that are tried, in [0, 1]."""
     space: Literal["probability", "logit", "double-softmax"] = "probability"
     """What an output ensemble averages: P(Yes), the margin, or the score of the LSAT code (methods.md 1d)."""
-    select: Select = "log-loss"
-    """What weights are compared by: the highest AUC, as in the LSAT code, or the lowest log-loss, which is smooth in
-    them (AUC on the few rows of V_t is a staircase, and rounding decides between its steps)."""
+    select: Select = "posterior-mean"
+    """How V_t decides: the weights of the highest AUC, as in the LSAT code, or of the lowest log-loss (the first of
+    equals), or the mean of all weights in the grid, each counted by the likelihood of V_t under it. AUC on the few rows
+    of V_t is a staircase, and rounding decides between its steps; the mean has no steps."""
 
     @field_validator("grid")
     @classmethod

@@ -23,8 +23,6 @@ WHOLE = "whole"
 TRIES = 3
 """Times that an experiment is begun whose trial's process dies or hangs."""
 
-ORDER = {"auc": {"metric": "auc", "mode": "max"}, "log-loss": {"metric": "log_loss", "mode": "min"}}
-"""What Tune is told of the order of the trials, by `search.select`."""
 
 BUDGET_S = 300.0
 """Seconds after which Tune ends an experiment; the trials of one take seconds in all."""
@@ -98,7 +96,11 @@ def search(name: str, candidates: Sequence[Weighting], label: np.ndarray, root: 
         tune.with_resources(tune.with_parameters(trial, table=ray.put(table)), {"CPU": 0.1}),
         param_space={"candidate": tune.grid_search(space)},
         tune_config=tune.TuneConfig(
-            **ORDER[select], reuse_actors=True, max_concurrent_trials=1, time_budget_s=BUDGET_S
+            metric="auc" if select == "auc" else "log_loss",
+            mode="max" if select == "auc" else "min",
+            reuse_actors=True,
+            max_concurrent_trials=1,
+            time_budget_s=BUDGET_S,
         ),
         run_config=tune.RunConfig(
             name=name,

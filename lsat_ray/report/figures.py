@@ -29,7 +29,7 @@ from lsat_ray.report.style import (
     look,
     save,
 )
-from lsat_ray.report.tables import ORACLE, REFERENCE, has_model, is_difference
+from lsat_ray.report.tables import ORACLE, REFERENCE, chosen_coefficients, has_model, is_difference
 
 CROWD = 14
 """More strategies than that cannot be told apart as lines."""
@@ -167,15 +167,15 @@ def coefficients(tried: pd.DataFrame, select: Select) -> Drawn:
     """Draw which coefficient was chosen in each period and how flat the optimum is.
 
     Args:
-        tried: columns seed, period, strategy, coefficient, auc and log_loss (on V_t), chosen.
-        select: what they were compared by.
+        tried: columns seed, period, strategy, coefficient, auc and log_loss (on V_t), share.
+        select: by what they were chosen.
     """
     strategies = sorted(tried["strategy"].unique())
     value = tried["auc"] if select == "auc" else -tried["log_loss"]
     loss = tried.assign(
         loss=value - value.groupby([tried[c] for c in ("strategy", "seed", "period")]).transform("max"),
-        chosen=tried["chosen"].astype(bool),
     )
+    by_period = chosen_coefficients(tried).groupby(["strategy", "period"]).mean()
     with drawing():
         figure = Figure(figsize=(8.4, 3.1))
         left, right = figure.subplots(1, 2)
@@ -184,8 +184,7 @@ def coefficients(tried: pd.DataFrame, select: Select) -> Drawn:
         ends = {}
         for s in strategies:
             mine = loss[loss["strategy"] == s]
-            chosen = mine[mine["chosen"]].groupby("period")["coefficient"].mean()
-            left.plot(chosen.index, chosen, **looks[s])
+            left.plot(by_period[s].index, by_period[s], **looks[s])
             by_value = mine.groupby("coefficient")["loss"]
             mean = by_value.mean()
             right.plot(mean.index, mean, **looks[s])
@@ -201,11 +200,11 @@ def coefficients(tried: pd.DataFrame, select: Select) -> Drawn:
         right.set_xlabel("coefficient")
         label_ends(right, ends, looks)
     caption = (
-        "Left: the weight of the long-term adapter that won on the validation rows (seeds averaged). Right: what "
+        "Left: the weight of the long-term adapter that the validation rows chose (seeds averaged). Right: what "
         "another coefficient would have lost there; mean over periods and seeds, the band holds half of them. A flat "
         "line means that the choice hardly matters."
     )
-    data = loss[["seed", "period", "strategy", "coefficient", "auc", "log_loss", "loss", "chosen"]]
+    data = loss[["seed", "period", "strategy", "coefficient", "auc", "log_loss", "loss", "share"]]
     return Drawn("coefficients", "Chosen coefficients", caption, figure, data)
 
 

@@ -17,7 +17,7 @@ from lsat_ray.evaluation.significance import Key, Runs, Scored
 
 METRICS = ["strategy", "period", "seed", "auc"]
 TIMINGS = ["period", "stage", "subject", "start", "seconds"]
-COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "log_loss", "chosen"]
+COEFFICIENTS = ["seed", "period", "strategy", "coefficient", "auc", "log_loss", "share"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunReader:
 
     @cached_property
     def select(self) -> Select:
-        """What coefficients were compared by; the AUC in runs from before there was a choice."""
+        """By what coefficients were chosen; the AUC in runs from before there was a rule."""
         tree = yaml.safe_load(self.config or "") or {}
         select: Select = tree.get("search", {}).get("select", "auc")
         return select

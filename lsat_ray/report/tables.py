@@ -103,6 +103,16 @@ def has_model(strategy: str) -> bool:
     return strategy not in NAIVE and not is_oracle(strategy)
 
 
+def chosen_coefficients(tried: pd.DataFrame) -> pd.Series:
+    """Return the coefficient that every search chose, by seed, period and strategy.
+
+    Args:
+        tried: one row per coefficient: columns seed, period, strategy, coefficient, share (in what was chosen).
+    """
+    keys = ["seed", "period", "strategy"]
+    return tried.assign(coefficient=tried["share"] * tried["coefficient"]).groupby(keys)["coefficient"].sum()
+
+
 def is_difference(verdict: str) -> bool:
     """Say whether a verdict of the table states a difference."""
     return verdict.startswith(("better by", "worse by"))

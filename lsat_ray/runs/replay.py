@@ -78,6 +78,6 @@ def _say_scores(run: Run, seed: int, t: int) -> None:
 def _say_chosen(run: Run, seed: int, t: int) -> None:
     plans = {n: p for n, p in run.plans(seed, t).items() if len(p.grid) > 1}
     found = {n: run.ledger.get(seed, n, t, "search", p.digest) for n, p in plans.items()}
-    line = ", ".join(f"{n} {r['weights'][0]:.1f}" for n, r in found.items() if r)
+    line = ", ".join(f"{n} {r['weights'][0]:.2f}" for n, r in found.items() if r)
     if line:
         run.say(f"period {t}: chosen on V_{t}: {line}")

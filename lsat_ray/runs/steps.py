@@ -148,7 +148,12 @@ def choose(run: Run, seed: int, periods: Iterable[int], keep: bool = False) -> N
             elif plan.learned:
                 chosen[name] = learned[_coefficients(plan).key]
         candidates = [
-            Weighting(n, w, np.concatenate([_on_validation(seed, n, s, every[s][n], w, known) for s in pool]))
+            Weighting(
+                n,
+                w,
+                np.concatenate([_on_validation(seed, n, s, every[s][n], w, known) for s in pool]),
+                blend=p.merge != CHOICE,
+            )
             for n, p in plans.items()
             if len(p.grid) > 1
             for w in p.grid
@@ -259,7 +264,7 @@ def _learned(run: Run, open_: dict[int, dict[str, Plan]]) -> dict[str, Weights]:
 def _searched(
     run: Run, seed: int, t: int, candidates: list[Weighting], label: np.ndarray, keep: bool
 ) -> dict[str, Weights]:
-    """Measure candidates, keep the table, and return each strategy's best weights."""
+    """Measure candidates, keep the table, and return each strategy's weights."""
     with run.timings.span("search", t):
         reached = [search.measure(label, c.score) for c in candidates]
     table = search.table(seed, t, candidates, reached, run.config.search.select)
@@ -267,7 +272,7 @@ def _searched(
     write_atomic(run.folder.search / "coefficients" / f"{name}.parquet", table)
     if keep:
         run.backend.keep_search(name, candidates, label, reached)
-    return {c.strategy: c.weights for c, chosen in zip(candidates, table["chosen"], strict=True) if chosen}
+    return search.chosen(candidates, table["share"].to_numpy())
 
 
 # serve

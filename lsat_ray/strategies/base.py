@@ -106,7 +106,7 @@ class Plan:
     merge: str = "single"
     """As `scoring.model.Model.merge`, or `CHOICE`, after which a single adapter is served."""
     grid: tuple[tuple[float, ...], ...] = ((1.0,),)
-    """Candidate weights; with more than one, V_t decides (the first best wins)."""
+    """Candidate weights; with more than one, V_t decides (`search.select`)."""
     space: str = "probability"
     """What an output ensemble averages."""
     learned: Learned | None = None

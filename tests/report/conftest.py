@@ -73,10 +73,10 @@ def coefficients(periods=range(10, 15)):
                 grid = np.linspace(0, 1, 11)
                 auc = 0.7 - sharp * (grid - best) ** 2
                 rows += [
-                    (seed, t, strategy, c, a, 1 - a, i == auc.argmax())
+                    (seed, t, strategy, c, a, 1 - a, float(i == auc.argmax()))
                     for i, (c, a) in enumerate(zip(grid, auc, strict=True))
                 ]
-    return pd.DataFrame(rows, columns=["seed", "period", "strategy", "coefficient", "auc", "log_loss", "chosen"])
+    return pd.DataFrame(rows, columns=["seed", "period", "strategy", "coefficient", "auc", "log_loss", "share"])
 
 
 def manifests():

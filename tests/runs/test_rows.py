@@ -199,7 +199,7 @@ def test_weights_are_chosen_on_the_pooled_splits_of_several_periods(config: Expe
     for t in (2, 3, 4):
         record = ledger.get(0, "recency", t, "search")
         assert record is not None
-        best = halves[(halves["period"] == t) & halves["chosen"]]["coefficient"].item()
+        best = halves[(halves["period"] == t) & (halves["share"] == 1)]["coefficient"].item()
         assert record["weights"] == [best]
         chosen = record["adapters"][[1, 2, 4, 8].index(best)]
         assert store.manifest(chosen)["spec"]["half_life"] == best * 60

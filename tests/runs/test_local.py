@@ -113,21 +113,35 @@ def test_a_run_has_its_page_only_when_the_backend_has_ended_its_work(
     assert (run / "report.html").is_file()
 
 
-def test_the_ends_of_every_exact_merge_are_the_single_rows(whole: Path) -> None:
-    """Where an end of the grid was chosen, the merge's scores are the single row's."""
-    records = [json.loads(line) for line in (whole / "ledger.jsonl").read_text().splitlines()]
-    seen = 0
-    for record in records:
-        if record["stage"] != "search" or not record["strategy"].startswith(("lsat-en", "lsat-delta", "lsat-ta")):
-            continue
-        single = {0.0: "short-term", 1.0: "long-term"}.get(record["weights"][0])
-        if single is None or record["strategy"] in ("lsat-en(full)", "lsat-en-half(2)"):
-            continue
-        file = f"seed0/period{record['period'] + 1:02d}.parquet"
-        ours, alone_ = (pd.read_parquet(whole / "scores" / n / file)["score"] for n in (record["strategy"], single))
-        np.testing.assert_allclose(ours, alone_, atol=1e-6, err_msg=record["strategy"])
-        seen += 1
-    assert seen
+@pytest.mark.parametrize(("weight", "single"), [(0.0, "short-term"), (1.0, "long-term")])
+def test_the_ends_of_every_exact_merge_are_the_single_rows(
+    tiny_experiment: Experiment, tmp_path: Path, weight: float, single: str
+) -> None:
+    merged = ("lsat-en", "lsat-ta", "lsat-delta")
+    config = quick(tiny_experiment, strategies=("short-term", "long-term", *merged))
+    config = config.model_copy(update={"search": config.search.model_copy(update={"grid": (weight,)})})
+    scores = go(config, tmp_path) / "scores"
+    alone_ = {f.name: pd.read_parquet(f)["score"] for f in (scores / single / "seed0").glob("*.parquet")}
+    assert alone_
+    for name in merged:
+        for file, score in alone_.items():
+            ours = pd.read_parquet(scores / f"{name}(2)" / "seed0" / file)["score"]
+            np.testing.assert_allclose(ours, score, atol=1e-6, err_msg=name)
+
+
+def test_the_weights_of_a_search_are_the_mean_of_its_grid_by_share(tiny_experiment: Experiment, whole: Path) -> None:
+    periods = check(tiny_experiment).periods
+    tried = pd.read_parquet(whole / "search" / "coefficients.parquet")
+    assert tried.groupby(["strategy", "period"])["share"].sum().to_numpy() == pytest.approx(1)
+    by_search = dict(list(tried[tried["strategy"].str.startswith("lsat-en(")].groupby(["strategy", "period"])))
+    assert any(0 < one["share"].max() < 1 for one in by_search.values()), "no search blends: the test shows nothing"
+    ledger = Ledger(whole / "ledger.jsonl")
+    for (name, t), one in by_search.items():
+        record = ledger.get(0, name, t, "search")
+        assert record is not None
+        likelihood = np.exp(-(one["log_loss"] - one["log_loss"].min()) * len(periods.rows(t, "validation")))
+        np.testing.assert_allclose(one["share"], likelihood / likelihood.sum())
+        assert record["weights"][0] == pytest.approx((one["share"] * one["coefficient"]).sum())
 
 
 class Death(BaseException):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lsat_ray.config import Experiment
 from lsat_ray.scoring.served import Served, read_current
-from lsat_ray.serving.hosting import Say, await_port, line, watch
-from lsat_ray.serving.setup import backbone_of, check_open
+from lsat_ray.serving.hosting import Say, line, watch
+from lsat_ray.serving.setup import PREDECESSOR_S, backbone_of, check_open, check_port
 
 
 def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | None = None) -> None:
@@ -36,7 +36,7 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
     # A replay of the same run may have an endpoint of its own on that cluster.
     config = config.model_copy(update={"name": f"{config.name}-served"})
     if not cluster.joins():
-        await_port(config)
+        check_port(config, PREDECESSOR_S)
     here = cluster.connect()
     try:
         current = read_current(run_dir)  # before the start: `watch` adopts what replaces it while replicas start

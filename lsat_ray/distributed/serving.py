@@ -40,7 +40,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
 from lsat_ray.serving import catalogue
 from lsat_ray.serving.desk import Bulk
-from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
+from lsat_ray.serving.setup import PREDECESSOR_S, Setup, backbone_of, check_open, check_port, taken
 from lsat_ray.training import memory
 
 STOP_S = 70.0
@@ -70,8 +70,12 @@ __all__ = [
 ]
 
 
-def check(config: Experiment) -> None:
+def check(config: Experiment, again: bool = False) -> None:
     """Check what can be known before Ray starts: token, catalogue, address, port, and this machine's GPU.
+
+    Args:
+        config: `serve`, `backbone`, `lora` and `engine.batch_tokens` are read.
+        again: the run has begun before; a process of it that was killed may hold the port for some seconds.
 
     Raises:
         LsatError: naming the key.
@@ -80,7 +84,7 @@ def check(config: Experiment) -> None:
     catalogue.read(config.serve.catalogue, config.serve.shortlist)
     if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
         return  # a Serve that runs there has the port already, and its GPUs are not this machine's
-    check_port(config)
+    check_port(config, PREDECESSOR_S if again else 0.0)
     if config.backbone.path != "nano" and config.serve.gpus:
         tokens, states, folder = config.engine.batch_tokens, config.serve.states_mib << 20, locate(config.backbone)
         memory.check_replica(config.backbone, config.lora, tokens, states, folder, config.serve.gpus)

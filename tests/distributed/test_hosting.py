@@ -25,6 +25,7 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import CURRENT, Served, commit, read_current
+from lsat_ray.serving import hosting
 from tests.chaos.processes import TITLES, descendants
 
 
@@ -107,9 +108,7 @@ def test_what_cannot_be_served_is_one_line(run: Path, tmp_path: Path) -> None:
 def test_a_missing_backbone_and_a_taken_port_are_named(
     run: Path, desk: TestDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lsat_ray.serving import hosting
-
-    monkeypatch.setattr(hosting, "PORT_S", 0.0)
+    monkeypatch.setattr(hosting, "PREDECESSOR_S", 0.0)
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()

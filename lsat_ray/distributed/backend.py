@@ -38,10 +38,10 @@ class RayBackend:
         self._searches: list[Future[None]] = []
         self._ending: Future[None] | None = None
 
-    def check(self, serve: bool) -> None:
+    def check(self, serve: bool, again: bool) -> None:
         """Check the token's variable, the address and the port."""
         if serve:
-            serving.check(self.config)
+            serving.check(self.config, again)
 
     def begin(self, run_dir: Path, say: Say) -> None:
         """Join the cluster or start one, and let the training sessions start."""

@@ -6,11 +6,17 @@ import contextlib
 import os
 import secrets
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 from lsat_ray.errors import LsatError
 
+T = TypeVar("T")
+
 LOST = "the cluster's head does not answer; give the same command again"
+ALIVE_S = 5.0
+"""Seconds between two looks at the head."""
 STARTS = 3
 """Times that a cluster on this machine is started."""
 SETTINGS = {
@@ -118,3 +124,23 @@ def check_alive(timeout_s: float = 10.0) -> None:
     threading.Thread(target=ask, daemon=True).start()  # the call itself may wait for a minute
     if not found.wait(timeout_s):
         raise LsatError(LOST)
+
+
+def while_alive(call: Callable[[], T]) -> T:
+    """Return what a call returns that may wait for a lost head for ever; look at the head meanwhile.
+
+    Raises:
+        LsatError: when the head does not answer; and what the call raises.
+    """
+    done: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            done.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()  # the process must not wait for it at its end
+    while not wait([done], ALIVE_S).done:
+        check_alive()
+    return done.result()

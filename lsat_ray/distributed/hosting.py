@@ -8,12 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from lsat_ray.config import Experiment
-from lsat_ray.scoring.served import read_current
-from lsat_ray.serving.hosting import Say, await_port, line, watch
-from lsat_ray.serving.setup import backbone_of, check_open
-
-ALIVE_S = 5.0
-"""Seconds between two looks at the cluster."""
+from lsat_ray.scoring.served import Served, read_current
+from lsat_ray.serving.hosting import Say, line, watch
+from lsat_ray.serving.setup import PREDECESSOR_S, backbone_of, check_open, check_port
 
 
 def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | None = None) -> None:
@@ -39,23 +36,27 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
     # A replay of the same run may have an endpoint of its own on that cluster.
     config = config.model_copy(update={"name": f"{config.name}-served"})
     if not cluster.joins():
-        await_port(config)
+        check_port(config, PREDECESSOR_S)
     here = cluster.connect()
     try:
         current = read_current(run_dir)  # before the start: `watch` adopts what replaces it while replicas start
         assert current is not None
         handle = serving.start(config, backbone, (), run_dir / "adapters", run_dir)
-        say(line(current, serving.url(config), f"{config.serve.replicas} replicas on Ray"))
+        url = cluster.while_alive(partial(serving.url, config))
+        say(line(current, url, f"{config.serve.replicas} replicas on Ray"))
         looked = time.monotonic()
 
         def alive() -> bool:
             nonlocal looked
-            if time.monotonic() - looked > ALIVE_S:
+            if time.monotonic() - looked > cluster.ALIVE_S:
                 cluster.check_alive()
                 looked = time.monotonic()
             return not stop.is_set()
 
-        watch(run_dir, current, partial(serving.adopt, handle, replicas=config.serve.replicas), say, alive)
+        def change(served: Served) -> None:
+            cluster.while_alive(partial(serving.adopt, handle, served, config.serve.replicas))
+
+        watch(run_dir, current, change, say, alive)
         serving.stop(config)
     finally:
         if here:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
+from lsat_ray.distributed import cluster
 from lsat_ray.distributed.publish import (
     adopt,
     canary,
@@ -38,7 +40,7 @@ from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import CURRENT, FROZEN, Served, past, read_current, write_current
 from lsat_ray.serving import catalogue
 from lsat_ray.serving.desk import Bulk
-from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port, taken
+from lsat_ray.serving.setup import PREDECESSOR_S, Setup, backbone_of, check_open, check_port, taken
 from lsat_ray.training import memory
 
 STOP_S = 70.0
@@ -68,8 +70,12 @@ __all__ = [
 ]
 
 
-def check(config: Experiment) -> None:
+def check(config: Experiment, again: bool = False) -> None:
     """Check what can be known before Ray starts: token, catalogue, address, port, and this machine's GPU.
+
+    Args:
+        config: `serve`, `backbone`, `lora` and `engine.batch_tokens` are read.
+        again: the run has begun before; a process of it that was killed may hold the port for some seconds.
 
     Raises:
         LsatError: naming the key.
@@ -78,7 +84,7 @@ def check(config: Experiment) -> None:
     catalogue.read(config.serve.catalogue, config.serve.shortlist)
     if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
         return  # a Serve that runs there has the port already, and its GPUs are not this machine's
-    check_port(config)
+    check_port(config, PREDECESSOR_S if again else 0.0)
     if config.backbone.path != "nano" and config.serve.gpus:
         tokens, states, folder = config.engine.batch_tokens, config.serve.states_mib << 20, locate(config.backbone)
         memory.check_replica(config.backbone, config.lora, tokens, states, folder, config.serve.gpus)
@@ -99,24 +105,13 @@ def start(
         run_dir: where `current.json` lies.
 
     Raises:
-        LsatError: when the port is taken, the token's variable is not set, what was published is damaged, or the
-            replicas are not up within `serve.start_s`.
+        LsatError: when the port is taken, the token's variable is not set, what was published is damaged, the
+            replicas are not up within `serve.start_s`, or the cluster's head is lost meanwhile.
     """
     check(config)
     _check_current(Path(run_dir), AdapterStore(Path(store_root)))
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
-    _claim(config.serve.host, config.serve.port)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _open(config.serve.host, config.serve.port)
-    others = set(serve.status().applications) - {config.name}
-    target = serve.RunTarget(app, name=config.name, route_prefix=f"/{config.name}" if others else "/")
-    (handle,) = serve.run_many([target], wait_for_applications_running=False)
-    try:
-        _await_running(config)
-    except LsatError:
-        serve.delete(config.name)
-        raise
-    return handle
+    return cluster.while_alive(partial(_deploy, config, app))
 
 
 def stop(config: Experiment) -> bool:
@@ -235,6 +230,22 @@ def _bind(config: Experiment, folder: Path, titles: Sequence[str], store_root: P
     return deployment.bind(setup)
 
 
+def _deploy(config: Experiment, app: Any) -> DeploymentHandle:
+    """Start Serve where it does not run, and the application, and wait until it runs."""
+    _claim(config.serve.host, config.serve.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _open(config.serve.host, config.serve.port)
+    others = set(serve.status().applications) - {config.name}
+    target = serve.RunTarget(app, name=config.name, route_prefix=f"/{config.name}" if others else "/")
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    try:
+        _await_running(config)
+    except LsatError:
+        serve.delete(config.name)
+        raise
+    return handle
+
+
 def _open(host: str, port: int) -> None:
     """Start Serve and its proxies, one on every node.
 
@@ -289,7 +300,8 @@ def _await_running(config: Experiment) -> None:
         state = found.status.value if found else "NOT_STARTED"
         if state == "RUNNING":
             return
-        told = "; ".join([found.message, *(d.message for d in found.deployments.values())]) if found else ""
+        words = [found.message, *(d.message for d in found.deployments.values())] if found else []
+        told = "; ".join(filter(None, words))
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise LsatError(f"serve: the application did not start: {_reason(told)}; see the replica's log")
         if time.monotonic() > deadline:

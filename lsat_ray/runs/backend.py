@@ -21,8 +21,12 @@ Counts = Callable[[dict[str, int]], None]
 class Backend(Protocol):
     """Workers, a stream, a search and an endpoint, in one process (`runs.local`) or on a cluster (`distributed`)."""
 
-    def check(self, serve: bool) -> None:
+    def check(self, serve: bool, again: bool) -> None:
         """Look at what can be known before anything starts or is written: addresses, ports, tokens.
+
+        Args:
+            serve: the endpoint will be started.
+            again: the run has begun before; what a killed process of it holds may come free within seconds.
 
         Raises:
             LsatError: naming the key.

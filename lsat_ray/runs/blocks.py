@@ -78,7 +78,7 @@ def study(config: Experiment, runs_dir: Path, backend: Backend, say: Say, checke
     config = settle(config)
     folder = RunFolder(runs_dir, config)
     folder.check()
-    backend.check(serve=False)
+    backend.check(serve=False, again=folder.begun)
     checked = checked or check(config)
     say(checked.line())
     folder.open()

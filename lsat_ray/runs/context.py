@@ -86,7 +86,7 @@ def opened(
     config = settle(config)
     folder = RunFolder(runs_dir, config)
     folder.check()
-    backend.check(serve)
+    backend.check(serve, folder.begun)
     checked = checked or check(config)
     say(checked.summary.line())
     for warning in checked.summary.warnings:

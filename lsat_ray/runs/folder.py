@@ -25,6 +25,8 @@ FREE = ("engine", "serve", "name", "study", "seeds", "strategies")
 which rows the table has, but no row's figures."""
 RESOLVED = "config.resolved.yaml"
 """File with every key of the config; the first that a run writes."""
+LOCK = ".lock"
+"""File that a process holds as long as it works in the folder."""
 
 
 class RunFolder:
@@ -38,11 +40,17 @@ class RunFolder:
         self.search = self.path / "search"
         self._lock: IO[str] | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether a process has worked in it before."""
+        return (self.path / RESOLVED).exists()
+
     def check(self) -> None:
         """Check that the folder can be written and holds no other config's run; nothing is created.
 
         Raises:
-            LsatError: when the runs folder is an address, cannot be written, or holds another config's run.
+            LsatError: when the runs folder is an address or cannot be written, holds another config's run, or another
+                process is at work in it.
         """
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(self.root)):
             raise LsatError(f"--runs-dir {self.root}: an address; give a folder, results are written to files")
@@ -56,33 +64,38 @@ class RunFolder:
             raise LsatError(
                 f"{self.path}: cannot be written ({above}: {error.strerror}); give another --runs-dir"
             ) from error
-        resolved = self.path / RESOLVED
-        if not resolved.exists():
+        if not self.begun:
             return
         now = yaml.safe_load(self.config.to_yaml())
-        before = _with_defaults(yaml.safe_load(resolved.read_text()))
+        before = _with_defaults(yaml.safe_load((self.path / RESOLVED).read_text()))
         odd = [k for k in now if k not in FREE and before.get(k) != now[k]]
         if odd:
             raise LsatError(
                 f"{self.path}: holds a run whose `{odd[0]}` differs from this config's; "
                 "give another --name, or delete the folder"
             )
+        if (lock := self.path / LOCK).exists():
+            with lock.open() as probe:
+                self._hold(probe, fcntl.LOCK_SH)
 
     def open(self) -> None:
         """Check the folder, create it, lock it, and write the config and the versions into it.
 
         Raises:
-            LsatError: see `check`; also when another process is at work in the folder.
+            LsatError: see `check`.
         """
         self.check()
         make_folder(self.path)
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LsatError(f"{self.path}: another process works here; wait for it or give another --name") from error
+        self._lock = (self.path / LOCK).open("w")
+        self._hold(self._lock, fcntl.LOCK_EX)
         write_atomic(self.path / RESOLVED, self.config.to_yaml())
         write_atomic(self.path / "versions.json", json.dumps(versions(), indent=2, sort_keys=True))
+
+    def _hold(self, lock: IO[str], how: int) -> None:
+        try:
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LsatError(f"{self.path}: another process works here; wait for it or give another --name") from error
 
     def scores(self, strategy: str, seed: int, period: int) -> Path:
         """Return the file of a strategy's scores on a tested period."""

@@ -31,7 +31,7 @@ class LocalBackend:
         one = {"kind": "torch", "sessions": 1}
         self.config = config.model_copy(update={"engine": config.engine.model_copy(update=one)})
 
-    def check(self, serve: bool) -> None:
+    def check(self, serve: bool, again: bool) -> None:
         """Find nothing wrong: there is no port and no token."""
 
     def begin(self, run_dir: Path, say: Say) -> None:

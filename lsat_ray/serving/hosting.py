@@ -15,12 +15,10 @@ from pathlib import Path
 from lsat_ray.config import Experiment
 from lsat_ray.errors import LsatError
 from lsat_ray.scoring.served import Served, read_current
-from lsat_ray.serving.setup import Setup, backbone_of, check_open, check_port
+from lsat_ray.serving.setup import PREDECESSOR_S, Setup, backbone_of, check_open, check_port
 
 POLL_S = 0.5
 """Seconds between two looks at `current.json`."""
-PORT_S = 30.0
-"""Seconds in which a predecessor that was killed lets go of the port."""
 
 Say = Callable[[str], None]
 
@@ -62,7 +60,7 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
 
     backbone, stop = backbone_of(config, run_dir), stop or threading.Event()
     check_open(config)
-    await_port(config)
+    check_port(config, PREDECESSOR_S)
     setup = Setup.of(config, backbone, (), run_dir / "adapters", run_dir)
     desk = setup.desk("local")
     app = build_app(desk, setup.token_sha256, setup.history, catalogue=setup.catalogue)
@@ -109,22 +107,6 @@ def watch(run_dir: Path, known: Served, adopt: Callable[[Served], None], say: Sa
                 say(f"{current.words()}, after {time.monotonic() - began:.2f} s")
         except LsatError as error:
             say(f"not changed: {error}")
-        time.sleep(POLL_S)
-
-
-def await_port(config: Experiment) -> None:
-    """Wait until a predecessor that was killed has let go of the port.
-
-    Raises:
-        LsatError: when it cannot be had.
-    """
-    deadline = time.monotonic() + PORT_S
-    while True:
-        try:
-            return check_port(config)
-        except LsatError:
-            if time.monotonic() > deadline:
-                raise
         time.sleep(POLL_S)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from lsat_ray.serving import catalogue
 from lsat_ray.serving.catalogue import Catalogue
 from lsat_ray.serving.desk import Desk
 from lsat_ray.serving.metrics import Metrics
+
+PREDECESSOR_S = 30.0
+"""Seconds in which a predecessor that was killed lets go of the port."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,21 @@ def check_open(config: Experiment) -> None:
         )
 
 
-def check_port(config: Experiment) -> None:
+def check_port(config: Experiment, patience_s: float = 0.0) -> None:
     """Refuse a port that cannot be had.
+
+    Args:
+        config: `serve` is read.
+        patience_s: seconds in which it may come free (`PREDECESSOR_S` where a process that was killed may hold it).
 
     Raises:
         LsatError: naming the key.
     """
     host, port = config.serve.host, config.serve.port
-    if reason := taken(host, port):
+    deadline = time.monotonic() + patience_s
+    while (reason := taken(host, port)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if reason:
         raise LsatError(
             f"serve.port: {host}:{port} cannot be had ({reason}); choose another with --set serve.port=8001, or "
             "end the program that listens there"

@@ -45,7 +45,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--kinds", nargs="+", help="draw these kinds alone")
     parser.add_argument("--json", type=Path, help="file for the table")
-    parser.add_argument("--add", action="store_true", help="to the faults that the file has: a drill in pieces")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of the faults alone: a drill in pieces")
+    parser.add_argument("--add", action="store_true", help="to the faults that the file has")
     parser.add_argument("--backend", choices=["local", "ray"], default="local")
     parser.add_argument("--kills", action="store_true", help="kill the processes of a run on Ray instead")
     parser.add_argument("--workers", type=int, default=1, help="faults at once, with --backend local")
@@ -59,10 +60,11 @@ def main() -> int:
         kinds = tuple(given.kinds or all_kinds)
         if unknown := [kind for kind in kinds if kind not in all_kinds]:
             parser.error(f"--kinds: {unknown[0]} is none of {', '.join(all_kinds)}")
+        k, n = map(int, given.part.split("/"))
         table = (
             kills.drill(place.root, say)
             if given.kills
-            else drill(place, given.points, given.seed, kinds, say, given.workers)
+            else drill(place, given.points, given.seed, kinds, say, given.workers, (k, n))
         )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     head = {"command": command, "seed": given.seed, "backend": place.backend, "commit": commit, "machine": machine}

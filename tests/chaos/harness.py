@@ -67,7 +67,13 @@ class Outcome:
 
 
 def drill(
-    place: Place, number: int, seed: int, kinds: tuple[str, ...], say: Callable[[str], None], workers: int = 1
+    place: Place,
+    number: int,
+    seed: int,
+    kinds: tuple[str, ...],
+    say: Callable[[str], None],
+    workers: int = 1,
+    part: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
     """Draw faults, run each, and return the table of outcomes.
 
@@ -78,11 +84,13 @@ def drill(
         kinds: that are drawn.
         say: hears a line per fault.
         workers: faults at once (local backend).
+        part: (k, n) faces the k-th n-th of the faults alone, so that a long drill can be done in pieces.
     """
     place.root.mkdir(parents=True, exist_ok=True)
     before = place.folder(WHOLE).is_dir() and not set(kinds) & set(CRASH)  # the undisturbed run of an earlier call
     points = json.loads((place.root / "points.json").read_text()) if before else _points(place)
-    faults = sample(points, number, seed, kinds)
+    k, n = part
+    faults = sample(points, number, seed, kinds)[number * (k - 1) // n : number * k // n]
     if crashes := [f for f in faults if f.kind in CRASH]:
         _expect(place, attempt(place, WHOLE, crashes, seed))
     elif not before:
@@ -93,7 +101,7 @@ def drill(
             outcomes.append(outcome)
             say(f"{fault.number + 1}/{number} {fault.kind} {fault.name}: {outcome.outcome}")
     counts = {name: sum(o.outcome.partition(":")[0] == name for o in outcomes) for name in OUTCOMES}
-    return {"points": number, **counts, "passed": len(points), "faults": [vars(o) for o in outcomes]}
+    return {"points": len(faults), **counts, "passed": len(points), "faults": [vars(o) for o in outcomes]}
 
 
 OUTCOMES = ("identical", "lost", "doubled", "different", "failed", "hung")

@@ -19,6 +19,7 @@ PAGES = [
     *(ROOT / "docs").glob("*.md"),
     ROOT / "cluster/README.md",
     ROOT / "benchmarks/results/README.md",
+    ROOT / "tests/chaos/README.md",
 ]
 NUMBER = r"\d+(?:\.\d+|[a-z]\b)?"
 CITATION = re.compile(rf"methods\.md[)`]*\s+({NUMBER}(?:(?:, | and |-){NUMBER})*)")
@@ -94,6 +95,12 @@ def test_every_shipped_config_opens_with_its_command_and_is_valid(path: Path, mo
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"jobs/configs/{path.name}" in line for line in head)
     assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert f"def {name}" in (ROOT / file).read_text(), f"{file}::{name}"
 
 
 def test_the_readme_lists_the_rooms_of_the_house_in_their_order() -> None:

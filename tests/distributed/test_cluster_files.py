@@ -218,6 +218,23 @@ def test_kuberay_manifests_have_no_field_that_the_published_apis_lack(name: str,
 
 
 @pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
+def test_rays_own_loader_finds_in_a_manifest_what_its_pods_have(name: str, kind: str, section: str) -> None:
+    """The loader of Ray's autoscaler, which runs in the head pod: a group that it misreads is never scaled up."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster = read(name)["spec"][section]
+    assert cluster["enableInTreeAutoscaling"]
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "x", "namespace": "y"}, "spec": cluster})
+    types = config["available_node_types"]
+    assert types.pop(config["head_node_type"])["resources"]["CPU"] == 0
+    for group in cluster["workerGroupSpecs"]:
+        found = types.pop(group["groupName"])
+        assert found["resources"] == {"CPU": 7, "GPU": 1, "memory": 24 * 2**30}
+        assert (found["min_workers"], found["max_workers"]) == (group["minReplicas"], group["maxReplicas"])
+    assert not types
+
+
+@pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
 def test_kuberay_manifests_have_nothing_that_the_operator_refuses(name: str, kind: str, section: str) -> None:
     """What a schema cannot say: the server takes such a manifest, and the operator then does nothing with it."""
     assert list(kuberay.refusals(read(name))) == []

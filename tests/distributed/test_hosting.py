@@ -25,6 +25,8 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import CURRENT, Served, commit, read_current
+from lsat_ray.serving import hosting
+from tests.chaos.processes import TITLES, descendants
 
 
 @pytest.fixture
@@ -106,9 +108,7 @@ def test_what_cannot_be_served_is_one_line(run: Path, tmp_path: Path) -> None:
 def test_a_missing_backbone_and_a_taken_port_are_named(
     run: Path, desk: TestDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lsat_ray.serving import hosting
-
-    monkeypatch.setattr(hosting, "PORT_S", 0.0)
+    monkeypatch.setattr(hosting, "PREDECESSOR_S", 0.0)
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -120,9 +120,11 @@ def test_a_missing_backbone_and_a_taken_port_are_named(
 
 
 @contextmanager
-def on_ray(run: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def on_ray(run: Path, port: int, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """Run the command on a cluster that it starts itself."""
-    words = ["serve", str(run), "--port", str(port), "--set", "engine.backend=ray", "--set", "serve.replicas=2"]
+    words = ["serve", str(run), "--port", str(port)]
+    for override in ("engine.backend=ray", "serve.replicas=2", *overrides):
+        words += ["--set", override]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment["PYTHONPATH"] = str(rayless.ROOT)
     pipe = subprocess.PIPE
@@ -134,17 +136,16 @@ def on_ray(run: Path, port: int) -> Iterator[subprocess.Popen[str]]:
         ended(process)
 
 
-def head_of(pid: int) -> int:
-    """Return the process id of the head that a process has started."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if parent == pid and "gcs_server" in (entry / "cmdline").read_text():
-                    return int(entry.name)
-            except (OSError, IndexError):
-                continue
-    raise AssertionError(f"process {pid} has no head")
+def process_of(pid: int, title: str) -> int | None:
+    """Return the process below another whose command line has a title, or None."""
+    return next((p for p, words in descendants(pid).items() if title in words), None)
+
+
+def lose_head(pid: int) -> None:
+    """Kill the head that a process has started."""
+    head = process_of(pid, "gcs_server")
+    assert head
+    os.kill(head, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -158,7 +159,7 @@ def test_the_same_command_takes_up_after_the_head_was_lost(run: Path, desk: Test
         second = Served(2, (Model("single", 3, "single", (desk.adapters[3],), (1.0,)),))
         commit(run, second)
         eventually("it follows", lambda: score(port, body)["version"] == 2, 60)
-        os.kill(head_of(process.pid), signal.SIGKILL)
+        lose_head(process.pid)
         said, _ = process.communicate(timeout=360)
         assert process.returncode != 0
     with on_ray(run, port):
@@ -166,4 +167,16 @@ def test_the_same_command_takes_up_after_the_head_was_lost(run: Path, desk: Test
     assert (before["digest"], after["digest"]) == (current.models[0].digest, second.models[0].digest)
     assert after["probability"] == pytest.approx(expected(desk, second.models[0], body), abs=1e-6)
     assert json.loads((run / CURRENT).read_text())["version"] == 2
+    assert "same command again" in said, said[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the head under /proc")
+def test_a_head_that_is_lost_while_the_replicas_start_is_told_by_us(run: Path, desk: TestDesk) -> None:
+    """Ray ended the process after a minute, in its own words: nobody looked at the head before all replicas served."""
+    with on_ray(run, free_port(), "serve.cpus=1000") as process:  # so they never start
+        eventually("Serve is there", lambda: process_of(process.pid, TITLES["proxy"]), 180)
+        lose_head(process.pid)
+        said, _ = process.communicate(timeout=360)
+    assert process.returncode == 2, said[-2000:]
     assert "same command again" in said, said[-2000:]

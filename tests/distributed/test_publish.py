@@ -238,6 +238,18 @@ def test_a_taken_port_names_the_key_and_the_remedy(monkeypatch: pytest.MonkeyPat
     serving.check(configured(port=port))
 
 
+def test_a_run_that_goes_on_waits_until_its_killed_process_lets_go_of_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command, given at once, was refused: Ray's proxy outlives its driver by seconds."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(serving.ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        config = configured(port=held.getsockname()[1])
+        with pytest.raises(LsatError, match=r"serve\.port"):
+            serving.check(config)
+        threading.Timer(1.0, held.close).start()
+        serving.check(config, again=True)
+
+
 def test_an_open_address_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSAT_TEST_OPEN", "secret")
     for host in ("0.0.0.0", "10.0.0.7", "example.org", "::"):

@@ -321,7 +321,7 @@ def test_a_service_that_cannot_be_placed_is_given_up(
 
     serve = endpoint.config.serve.model_copy(update={"cpus": 64.0, "start_s": 3.0})
     config = endpoint.config.model_copy(update={"name": "large", "serve": serve})
-    with pytest.raises(LsatError, match=r"serve\.start_s: .*2 x 64 CPUs.*lower serve\.replicas"):
+    with pytest.raises(LsatError, match=r"serve\.start_s: .* s \(\w.*2 x 64 CPUs.*lower serve\.replicas"):
         serving.start(config, tiny_backbone_folder, endpoint.titles, endpoint.store.root, tmp_path)
     assert client.get("/healthz").status_code == 200
 

@@ -6,6 +6,7 @@ import pytest
 
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.errors import LsatError
+from tests.chaos.processes import TITLES, slay
 
 pytestmark = pytest.mark.ray
 
@@ -38,7 +39,7 @@ def test_the_actor_passes_samples_by_reference_and_holds_a_bounded_look_ahead(
 
 
 def test_a_killed_actor_comes_back_with_its_watermark_and_readers_go_on(actor: Any, tiny_periods: Periods) -> None:
-    """Today's code restarted it with watermark 0: the next read ended the run with a traceback."""
+    """It came back with watermark 0: the next read ended the run with a traceback."""
     import ray
 
     from lsat_ray.distributed.stream import RayReader
@@ -47,7 +48,7 @@ def test_a_killed_actor_comes_back_with_its_watermark_and_readers_go_on(actor: A
         ray.get(actor.arrive.remote(t))
     reader = RayReader(actor)
     before = reader.read([Slice(2, "train")], 2)[0]
-    ray.kill(actor, no_restart=False)
+    slay(TITLES["stream"])
     assert reader.read([Slice(2, "train")], 2)[0].row.tolist() == before.row.tolist()
     assert reader.view(2).borders == tiny_periods.borders
     assert ray.get(actor.watermark.remote()) == 2

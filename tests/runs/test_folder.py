@@ -53,8 +53,9 @@ def test_another_config_and_another_process_are_refused(tmp_path: Path) -> None:
     first = RunFolder(tmp_path, CONFIG)
     first.open()
     try:
-        with pytest.raises(LsatError, match="another process"):
-            RunFolder(tmp_path, CONFIG).open()
+        for call in (RunFolder.check, RunFolder.open):  # the check: before a port is waited for that the other holds
+            with pytest.raises(LsatError, match="another process"):
+                call(RunFolder(tmp_path, CONFIG))
         other = Experiment.model_validate({"name": "run", "recipe": {"epochs": 7}})
         with pytest.raises(LsatError, match="`recipe` differs"):
             RunFolder(tmp_path, other).check()

@@ -130,7 +130,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             start = start_seconds(weights)
         others = []
         for seed in range(1, 1 + options.noise):
-            again = config.model_copy(update={"seeds": [seed], "name": f"{config.name}{seed}"})
+            again = config.model_copy(update={"seeds": (seed,), "name": f"{config.name}{seed}"})
             with opened(again, root, LocalBackend(again), print, serve=False) as run:
                 others.append(ours(run)[0])
     other = reference.cost

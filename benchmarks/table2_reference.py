@@ -227,6 +227,8 @@ class Reference:
         if spec.keep_old:
             trainer.evaluate()
         trainer.train()
+        if not best:  # fewer steps than `eval_every`
+            trainer.evaluate()
         return best[0][1]
 
     def _trainer(self, train: list[Any], held: list[Any], **more: Any) -> Trainer:

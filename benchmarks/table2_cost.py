@@ -116,7 +116,7 @@ def built(config: Experiment, options: argparse.Namespace, folder: Path) -> Expe
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run both ways and return the tree that is written."""
     torch.set_num_threads(options.threads)
-    config = settings(options)
+    config = asked = settings(options)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         weights = root / "backbone"
@@ -160,7 +160,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "start_wall_seconds": start,
         "reference_dtype": dtype,
         "reference_loss": options.reference_loss,
-        "config": json.loads(config.model_dump_json()),
+        "config": json.loads(asked.model_dump_json()),
         "command": " ".join(["python", "benchmarks/table2_cost.py", *options.words]),
         "commit": done.stdout.strip() or None,
         "machine": machine(torch.device("cpu"), options.threads, matmul_peak(torch.device("cpu"), 512, 0.2)),

@@ -3,7 +3,8 @@
     python benchmarks/cost_growth.py --json benchmarks/results/cost_growth.json
 
 Every point is a process of its own, so that its peak memory is its own; one thread per process. A part is written as
-soon as it ends, with its figure beside the JSON.
+soon as it ends, with the machine that it was measured on, and the figure beside the JSON is drawn again; parts that are
+in the file and not in `--only` stay.
 
 - `samples`: the embedded stream of so many samples is drawn, cut into periods of 2,000, and its last period encoded and
   trained on (nano shape). `read_s`, `cut_s` and `encode_s` are seconds; the first two are of the whole log.
@@ -204,15 +205,21 @@ def main() -> None:
     cpu = torch.device("cpu")
     torch.set_num_threads(1)
     parts: dict[str, Any] = {}
+    if given.json and given.json.is_file():
+        parts = json.loads(given.json.read_text())
     for part in given.only:
         points = []
         for point in PARTS[part][: given.smallest]:
             points.append(processes(point, given.seconds))
             print(points[-1], flush=True)
-        parts[part] = {"slope": slope(part, points) if len(points) > 1 else None, "points": points}
+        parts[part] = {
+            "slope": slope(part, points) if len(points) > 1 else None,
+            "points": points,
+            "seconds": given.seconds,
+            "machine": machine(cpu, 1, matmul_peak(cpu)),
+        }
         if given.json:
-            result = {**parts, "seconds": given.seconds, "machine": machine(cpu, 1, matmul_peak(cpu))}
-            write_atomic(given.json, json.dumps(result, indent=1) + "\n")
+            write_atomic(given.json, json.dumps(parts, indent=1) + "\n")
             if len(points) > 1:
                 draw(parts, given.json.with_suffix(".svg"))
 

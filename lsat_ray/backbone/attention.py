@@ -21,8 +21,8 @@ def attend(
     """Return `softmax(scale query key' + mask) value`, [B, heads, L, d].
 
     Training on a CPU keeps the attention weights: there the fused kernel's backward pass, which computes them again,
-    costs more than the four matrix products that are left, in bfloat16 above all, where only the products are native.
-    Everything else is torch's own kernel.
+    costs more than the four matrix products that are left. In bfloat16 only the products are native on a CPU, so that
+    there everything goes this way, scoring too. Everything else is torch's own kernel.
 
     Args:
         query: [B, heads, L, d].
@@ -34,13 +34,24 @@ def attend(
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    if mask is None:
-        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    if _by_products(query, key, value, mask):
+        seen = _causal(query) if mask is None else mask
+        return _Attention.apply(query, key, value, seen, scale)  # type: ignore[no-any-return, no-untyped-call]
+    causal = mask is None
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
     weights = query[..., 0].numel() * key.shape[2] * query.element_size()
+    if query.device.type not in KEEPING or query.dtype not in PRODUCTS or weights > KEPT:
+        return False
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if trained and query.device.type in KEEPING and query.dtype in PRODUCTS and weights <= KEPT:
-        return _Attention.apply(query, key, value, mask, scale)  # type: ignore[no-any-return, no-untyped-call]
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return query.dtype == torch.bfloat16 or (trained and mask is not None)
+
+
+def _causal(query: torch.Tensor) -> torch.Tensor:
+    size = query.shape[2]
+    return query.new_full((size, size), float("-inf")).triu_(1)[None, None]
 
 
 class _Attention(torch.autograd.Function):

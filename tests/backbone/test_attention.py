@@ -66,3 +66,17 @@ def test_weights_are_kept_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(attention, "KEPT", 1 << 20)
     monkeypatch.setattr(attention, "KEEPING", ("cuda",))
     assert not kept(torch.float32)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_bfloat16_scoring_goes_by_products_too(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain causal attention as well; no further from float32 than torch's kernel is."""
+    tensors, mask = inputs(1, torch.bfloat16)
+    if not masked:
+        tensors, mask = [t[:, :, :5] for t in tensors], None
+    with torch.no_grad():
+        truth = attention.attend(*(t.float() for t in tensors), None if mask is None else mask.float(), 0.3)
+        theirs = functional.scaled_dot_product_attention(*tensors, mask, is_causal=mask is None, scale=0.3)
+        monkeypatch.setattr(functional, "scaled_dot_product_attention", None)
+        ours = attention.attend(*tensors, mask, 0.3)
+    assert (ours.float() - truth).norm() < 2 * (theirs.float() - truth).norm() + 2e-3 * truth.norm()

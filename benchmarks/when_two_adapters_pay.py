@@ -45,19 +45,23 @@ def draw(table: pd.DataFrame) -> Drawn:
         figure = Figure(figsize=(5.2 * len(panels), 3.6))
         every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         figure.subplots_adjust(left=0.08, right=0.86, top=0.9, bottom=0.16, wspace=0.4)
+        ends_of: list[dict[str, tuple[float, float]]] = []
         for axes, (half_life, rows) in zip(every, panels, strict=True):
             part = table[(table["half_life"] == half_life) & (table["rows"] == rows)]
             ends = {}
             for name in shown:
                 mine = part[part["strategy"] == name].sort_values("drift")
+                if mine.empty:  # a row is named by its m, which follows from the rows per period
+                    continue
                 x, y, low, high = (mine[c].to_numpy(np.float64) for c in ("drift", "delta", "low", "high"))
                 axes.errorbar(x, y, yerr=[y - low, high - y], capsize=2, elinewidth=0.8, **looks[name])
                 ends[name] = (float(x[-1]), float(y[-1]))
+            ends_of.append(ends)
             axes.axhline(0.0, color=GREY, lw=0.8)
             axes.set_title(f"half-life {half_life:g} samples, {rows} rows per period")
             axes.set_xlabel("strength of the drift")
         every[0].set_ylabel("mean AUC minus full retraining")
-        for axes in every:
+        for axes, ends in zip(every, ends_of, strict=True):
             axes.set_ylim(*axes.get_ylim())
             label_ends(axes, ends, looks)
     caption = "Differences with 95 % intervals; seeds, backbones and users are resampled."

@@ -27,6 +27,17 @@ def test_the_figure_shows_the_differences_of_the_map() -> None:
     assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.0, 0.024])
 
 
+def test_each_panel_shows_and_names_the_rows_that_it_has() -> None:
+    """LSAT's rows are named by m, which is another where a period has more rows."""
+    rows = [
+        (name, drift, 400.0, number, at + drift, at - 0.1, at + 3.0, 5, 3)
+        for name, number, at in (("lsat-en(3)", 400, 0.1), ("lsat-en(1)", 800, 0.7))
+        for drift in (0.0, 2.4)
+    ]
+    figure = draw(pd.DataFrame(rows, columns=MAP)).figure
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["lsat-en(3)"], ["lsat-en(1)"]]
+
+
 def test_a_cell_of_the_map_compares_over_seeds_and_backbones(rng: np.random.Generator) -> None:
     label, user, row = rng.integers(0, 2, 300), rng.integers(0, 30, 300), np.arange(300)
 

@@ -15,7 +15,7 @@ stands in brackets. Adapters are trained one after the other, in this process, o
 
 It is spared a process and a load of the backbone per training and per test (`start_seconds` is what one costs), the
 parting of a test into warm and cold rows, test rows that are tokenised for a training and not used, and dropout. It
-finds the answer's place where the code takes every third Yes or No, which breaks on some titles (methods.md 1g).
+finds the answer's place where the code takes every third Yes or No, which breaks on some titles (methods.md 9).
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from lsat_ray import config, data
 from lsat_ray.errors import LsatError
-from lsat_ray.strategies import STRATEGIES
+from lsat_ray.runs.check import check
+from lsat_ray.strategies import STRATEGIES, make
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "jobs" / "configs").glob("*.yaml"))
 
@@ -44,6 +46,13 @@ def test_the_head_of_a_papers_method_lists_what_departs(name: str) -> None:
 def test_one_shipped_config_names_every_strategy() -> None:
     (path,) = (p for p in CONFIGS if p.stem == "all_strategies")
     assert config.load(path).strategies == tuple(STRATEGIES)
+
+
+def test_every_strategy_has_its_row_in_a_committed_table() -> None:
+    (path,) = (p for p in CONFIGS if p.stem == "all_strategies")
+    rows = [strategy.name for strategy in make(check(config.load(path)).setting("", 0))]
+    table = pd.read_csv(path.parents[2] / "benchmarks" / "results" / "all_strategies" / "table2.csv")
+    assert set(rows) - set(table["strategy"]) == set()
 
 
 def test_resolved_yaml_reads_back_the_same(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def noise_line(noise: float | None) -> str:
     """
     if noise is None:
         return ""
-    spread = "noise floor: spread over runs whose start differs by 1e-6"
+    spread = "noise floor: spread over runs that differ by rounding alone"
     return f"Differences below {short(noise)} are not differences ({spread})."
 
 

@@ -109,7 +109,11 @@ class RunFolder:
 
 
 def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved config with the keys that came since at their defaults: a newer version resumes older runs."""
+    """Return a resolved config with the keys that came since at their defaults: a newer version resumes older runs.
+
+    Where a default is not what was done before its key came, what was done stands.
+    """
+    tree = {**tree, "search": {"select": "auc", **tree.get("search", {})}}
     try:
         return yaml.safe_load(Experiment.model_validate(tree).to_yaml())  # type: ignore[no-any-return]
     except ValidationError:  # a key is gone, or means something else

@@ -99,7 +99,7 @@ def test_the_noise_floor_stands_under_the_table_and_in_its_words(whole_run):
     small = table[table["delta"].abs() < 0.03]
     assert len(small) > 1
     assert small["verdict"].str.startswith("below the noise floor").all()
-    line = "Differences below .0300 are not differences (noise floor: spread over runs whose start differs by 1e-6)."
+    line = "Differences below .0300 are not differences (noise floor: spread over runs that differ by rounding alone)."
     assert tables.plain_table(table, noise=0.03).splitlines()[-1] == line
     terminal = io.StringIO()
     tables.show(table, Console(file=terminal, force_terminal=True, width=140), noise=0.03)

@@ -66,6 +66,21 @@ def test_another_config_and_another_process_are_refused(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_run_from_before_the_rule_of_choice_goes_on_by_auc_alone(tmp_path: Path) -> None:
+    """Its weights were chosen by AUC: under the default of today the rest would be chosen otherwise, unseen."""
+    auc = Experiment.model_validate({"name": "run", "search": {"select": "auc"}})
+    folder = RunFolder(tmp_path, auc)
+    folder.open()
+    folder.close()
+    resolved = folder.path / "config.resolved.yaml"
+    tree = yaml.safe_load(resolved.read_text())
+    del tree["search"]["select"]
+    resolved.write_text(yaml.safe_dump(tree))
+    with pytest.raises(LsatError, match="`search` differs"):
+        RunFolder(tmp_path, CONFIG).check()
+    RunFolder(tmp_path, auc).check()
+
+
 def test_a_run_of_an_older_version_lacks_the_keys_that_came_since_and_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, CONFIG)
     folder.open()

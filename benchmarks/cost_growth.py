@@ -126,7 +126,7 @@ def measure(point: Point, seconds: float, rank: int = 0, store: str = "") -> Poi
 
 
 def processes(point: Point, seconds: float) -> Point:
-    """Measure a point in processes of its own; the first worker's account, with the memory of all."""
+    """Measure a point in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, __file__, "--child", json.dumps(point), "--seconds", str(seconds)]
         line += ["--store", str(Path(folder) / "store")]
@@ -138,8 +138,13 @@ def processes(point: Point, seconds: float) -> Point:
         outputs = [one.communicate()[0] for one in started]
     if any(one.returncode for one in started):
         raise RuntimeError(f"{point}: a process ended with {[one.returncode for one in started]}")
-    found: list[Point] = [json.loads(out.splitlines()[-1]) for out in outputs]
-    return {**found[0], "peak_mib": sum(one["peak_mib"] for one in found)}
+    return together([json.loads(out.splitlines()[-1]) for out in outputs])
+
+
+def together(workers: list[Point]) -> Point:
+    """Return the account of workers that share each batch: memory and processor time are those of all."""
+    summed = {key: round(sum(one[key] for one in workers), 6) for key in ("peak_mib", "cpu_s_per_target")}
+    return {**workers[0], **summed}
 
 
 def cost(part: str, point: Point) -> float:

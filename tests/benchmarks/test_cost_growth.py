@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cost_growth import slope
+from benchmarks.cost_growth import slope, together
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +22,12 @@ def test_a_slope_of_one_is_proportional_and_of_zero_free() -> None:
     logs = [{"samples": n, "read_s": n / 300, "cut_s": n / 600} for n in (10, 100, 1000)]
     assert slope("samples", logs) == 1.0
     assert slope("workers", [{"workers": 1, "targets_per_s": 5.0}, {"workers": 2, "targets_per_s": 10.0}]) == -1.0
+
+
+def test_workers_that_share_a_batch_cost_what_all_of_them_use() -> None:
+    one = {"workers": 2, "targets_per_s": 60.0, "cpu_s_per_target": 0.02, "peak_mib": 500}
+    other = {**one, "targets_per_s": 61.0, "cpu_s_per_target": 0.03, "peak_mib": 400}
+    assert together([one, other]) == {**one, "cpu_s_per_target": 0.05, "peak_mib": 900}
 
 
 @pytest.mark.slow

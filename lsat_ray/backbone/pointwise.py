@@ -20,18 +20,24 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = torch.rsqrt(length.square() / x.shape[-1] + epsilon)
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x.float() * inverse).to(x.dtype).mul_(weight)
+        return _times(wide, inverse, x).to(x.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight, inverse = ctx.saved_tensors
         wide = x.float()
-        grad = grads[0].float() * weight
+        grad = _times(grads[0].float(), weight, grads[0])
         along = (grad * wide).sum(-1, keepdim=True) * (inverse.pow(3) / -x.shape[-1])
         return grad.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
+
+
+def _times(wide: torch.Tensor, factor: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Return the product, in place where `wide` is a copy of what was given in another type."""
+    return wide * factor if wide is given else wide.mul_(factor)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -54,9 +60,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=-sign)
-    return out
+    parts = x.unflatten(-1, (2, -1))  # [T, heads, 2, d / 2]
+    out = torch.mul(parts, cos[:, :, None], out=parts.new_empty(parts.shape))
+    out[:, :, 0].addcmul_(parts[:, :, 1], sin, value=sign)
+    out[:, :, 1].addcmul_(parts[:, :, 0], sin, value=-sign)
+    return out.flatten(-2)

@@ -15,7 +15,7 @@ from lsat_ray.config import Experiment
 from lsat_ray.data.periods import Periods, Slice
 from lsat_ray.distributed import cluster, search, serving
 from lsat_ray.distributed.stream import StreamReplayer, again, answer
-from lsat_ray.distributed.training import START_S, WAIT_S, TrainingSessions, pinned
+from lsat_ray.distributed.training import START_S, TrainingSessions, pinned
 from lsat_ray.errors import LsatError
 from lsat_ray.runs.backend import Counts, Say
 from lsat_ray.runs.search import Reached, Weighting
@@ -116,9 +116,7 @@ class RayBackend:
             self._ending = ThreadPoolExecutor(1).submit(self._sessions.close)
 
     def finish(self) -> None:
-        """Wait for Tune, which ends each experiment in time, and look meanwhile whether the cluster is there."""
-        while wait(self._searches, timeout=WAIT_S).not_done:
-            cluster.check_alive()
+        """Wait for Tune, which ends each experiment in time."""
         for one in self._searches:
             one.result()
 

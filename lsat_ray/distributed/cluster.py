@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+import time
+from typing import Any
 
 from lsat_ray.errors import LsatError
 
-T = TypeVar("T")
-
 LOST = "the cluster's head does not answer; give the same command again"
-ALIVE_S = 5.0
+PAUSE_S = 5.0
 """Seconds between two looks at the head."""
+LOOK_S = 15.0
+"""Seconds that the head has to answer."""
+WATCHER = "watches the head"
+"""Name of the thread that looks."""
+LOOKS = 2
+"""Looks in a row that find no head until it counts as lost; the first after this process was stopped finds none."""
 STARTS = 3
 """Times that a cluster on this machine is started."""
 SETTINGS = {
@@ -56,7 +60,7 @@ def joins() -> bool:
 
 
 def connect() -> bool:
-    """Connect to the cluster of `RAY_ADDRESS` or of the running job, else start one here.
+    """Connect to the cluster of `RAY_ADDRESS` or of the running job, else start one here; this process ends with it.
 
     Returns:
         True when a cluster was started here, so that the caller shuts it down.
@@ -64,6 +68,13 @@ def connect() -> bool:
     Raises:
         LsatError: when none could be started, or none answers at `RAY_ADDRESS`.
     """
+    here = _joined_or_started()
+    if not any(thread.name == WATCHER for thread in threading.enumerate()):
+        threading.Thread(target=_end_with_head, args=(here,), name=WATCHER, daemon=True).start()
+    return here
+
+
+def _joined_or_started() -> bool:
     settle()
     import ray
 
@@ -104,16 +115,32 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def check_alive(timeout_s: float = 10.0) -> None:
-    """Ask the head whether it is there.
+def _end_with_head(here: bool) -> None:
+    """End this process, with one line, when the head is lost.
 
-    Raises:
-        LsatError: when it does not answer.
+    Whatever asks a lost head waits until Ray ends the process, a minute later and in its own words. An end at any time
+    loses nothing: the same command goes on.
     """
     import ray
 
-    if not ray.is_initialized():
-        raise LsatError(LOST)
+    silent = 0
+    while ray.is_initialized():
+        time.sleep(PAUSE_S)
+        silent = 0 if _answers() else silent + 1
+        if silent == LOOKS and ray.is_initialized():
+            sys.stdout.write(f"error: {LOST}\n")
+            sys.stdout.flush()
+            node = getattr(ray._private.worker, "_global_node", None)
+            if here and node:
+                with contextlib.suppress(Exception):
+                    node.kill_all_processes(check_alive=False, allow_graceful=False)
+            os._exit(2)
+
+
+def _answers() -> bool:
+    """Return whether the head answers in time."""
+    import ray
+
     found = threading.Event()
 
     def ask() -> None:
@@ -122,25 +149,4 @@ def check_alive(timeout_s: float = 10.0) -> None:
             found.set()
 
     threading.Thread(target=ask, daemon=True).start()  # the call itself may wait for a minute
-    if not found.wait(timeout_s):
-        raise LsatError(LOST)
-
-
-def while_alive(call: Callable[[], T]) -> T:
-    """Return what a call returns that may wait for a lost head for ever; look at the head meanwhile.
-
-    Raises:
-        LsatError: when the head does not answer; and what the call raises.
-    """
-    done: Future[T] = Future()
-
-    def do() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            done.set_exception(error)
-
-    threading.Thread(target=do, daemon=True).start()  # the process must not wait for it at its end
-    while not wait([done], ALIVE_S).done:
-        check_alive()
-    return done.result()
+    return found.wait(LOOK_S)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 from lsat_ray.config import Experiment
-from lsat_ray.scoring.served import Served, read_current
+from lsat_ray.scoring.served import read_current
 from lsat_ray.serving.hosting import Say, line, watch
 from lsat_ray.serving.setup import PREDECESSOR_S, backbone_of, check_open, check_port
 
@@ -23,7 +22,7 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
         stop: ends it.
 
     Raises:
-        LsatError: when it cannot be started, or the cluster was lost; the same command then starts it again.
+        LsatError: when it cannot be started.
     """
     from lsat_ray.distributed import cluster
 
@@ -42,21 +41,9 @@ def host(config: Experiment, run_dir: Path, say: Say, stop: threading.Event | No
         current = read_current(run_dir)  # before the start: `watch` adopts what replaces it while replicas start
         assert current is not None
         handle = serving.start(config, backbone, (), run_dir / "adapters", run_dir)
-        url = cluster.while_alive(partial(serving.url, config))
-        say(line(current, url, f"{config.serve.replicas} replicas on Ray"))
-        looked = time.monotonic()
-
-        def alive() -> bool:
-            nonlocal looked
-            if time.monotonic() - looked > cluster.ALIVE_S:
-                cluster.check_alive()
-                looked = time.monotonic()
-            return not stop.is_set()
-
-        def change(served: Served) -> None:
-            cluster.while_alive(partial(serving.adopt, handle, served, config.serve.replicas))
-
-        watch(run_dir, current, change, say, alive)
+        say(line(current, serving.url(config), f"{config.serve.replicas} replicas on Ray"))
+        adopt = partial(serving.adopt, handle, replicas=config.serve.replicas)
+        watch(run_dir, current, adopt, say, lambda: not stop.is_set())
         serving.stop(config)
     finally:
         if here:

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from ray.serve.handle import DeploymentHandle
 from lsat_ray.adapters.store import AdapterStore
 from lsat_ray.backbone.load import locate
 from lsat_ray.config import Experiment, load
-from lsat_ray.distributed import cluster
 from lsat_ray.distributed.publish import (
     adopt,
     canary,
@@ -105,13 +103,13 @@ def start(
         run_dir: where `current.json` lies.
 
     Raises:
-        LsatError: when the port is taken, the token's variable is not set, what was published is damaged, the
-            replicas are not up within `serve.start_s`, or the cluster's head is lost meanwhile.
+        LsatError: when the port is taken, the token's variable is not set, what was published is damaged, or
+            the replicas are not up within `serve.start_s`.
     """
     check(config)
     _check_current(Path(run_dir), AdapterStore(Path(store_root)))
     app = _bind(config, Path(backbone_folder), titles, Path(store_root), Path(run_dir))
-    return cluster.while_alive(partial(_deploy, config, app))
+    return _deploy(config, app)
 
 
 def stop(config: Experiment) -> bool:

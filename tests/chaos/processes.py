@@ -40,6 +40,18 @@ def descendants(pid: int) -> dict[int, str]:
     return lines
 
 
+def process_of(pid: int, title: str) -> int | None:
+    """Return the process below another whose command line has a title, or None."""
+    return next((p for p, words in descendants(pid).items() if title in words), None)
+
+
+def lose_head(pid: int) -> None:
+    """Kill the head that a process has started."""
+    head = process_of(pid, "gcs_server")
+    assert head
+    os.kill(head, signal.SIGKILL)
+
+
 def slay(title: str, patience_s: float = 120.0) -> None:
     """Kill every process of a title below this one, and return when they are gone.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from lsat_ray.data.periods import Periods
 from lsat_ray.scoring.model import Model
 from lsat_ray.scoring.served import CURRENT, Served, commit, read_current
 from lsat_ray.serving import hosting
-from tests.chaos.processes import TITLES, descendants
+from tests.chaos.processes import TITLES, lose_head, process_of
 
 
 @pytest.fixture
@@ -134,18 +133,6 @@ def on_ray(run: Path, port: int, *overrides: str) -> Iterator[subprocess.Popen[s
         yield process
     finally:
         ended(process)
-
-
-def process_of(pid: int, title: str) -> int | None:
-    """Return the process below another whose command line has a title, or None."""
-    return next((p for p, words in descendants(pid).items() if title in words), None)
-
-
-def lose_head(pid: int) -> None:
-    """Kill the head that a process has started."""
-    head = process_of(pid, "gcs_server")
-    assert head
-    os.kill(head, signal.SIGKILL)
 
 
 @pytest.mark.slow

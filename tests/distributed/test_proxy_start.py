@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from lsat_ray.cli import front
-from lsat_ray.config import Experiment, ServeConfig
 from lsat_ray.errors import LsatError
 from tests.chaos.processes import TITLES, descendants
 
@@ -43,32 +42,6 @@ def test_a_proxy_that_dies_while_it_starts_costs_time_and_nothing_else(ray_clust
     beside.join()
     assert struck
     assert serve.status().proxies
-    serve.shutdown()
-
-
-def test_a_start_looks_at_the_head_while_the_replicas_are_awaited(
-    ray_cluster: None,
-    tiny_experiment: Experiment,
-    tiny_backbone_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It waited until `serve.start_s`, or until Ray ended the process."""
-    from ray import serve
-
-    from lsat_ray.distributed import cluster, serving
-
-    # No node has so many CPUs.
-    config = tiny_experiment.model_copy(update={"serve": ServeConfig(port=PORT, cpus=1000, start_s=20)})
-
-    def gone(timeout_s: float = 10.0) -> None:
-        if config.name in serve.status().applications:
-            raise LsatError(cluster.LOST)
-
-    monkeypatch.setattr(cluster, "check_alive", gone)
-    with pytest.raises(LsatError, match="head does not answer"):
-        serving.start(config, tiny_backbone_folder, (), tmp_path / "adapters", tmp_path)
-    serving.stop(config)
     serve.shutdown()
 
 

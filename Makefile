@@ -7,10 +7,11 @@ STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 SHELL  := /bin/bash
 RUNS   := tests/distributed tests/chaos
+CRDS   := https://raw.githubusercontent.com/ray-project/kuberay/v1.5.1/helm-chart/kuberay-operator/crds
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help replay test test-core test-ray test-slow chaos chaos-ray lint format install clean
+.PHONY: help replay test test-core test-ray test-slow chaos chaos-ray crds lint format install clean
 
 help:                       ## say what can be made
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -36,6 +37,10 @@ chaos: $(STAMP)             ## 200 seeded faults, each compared with the undistu
 chaos-ray: $(STAMP)         ## kill every kind of process of a run on Ray, then at drawn points
 	$(BIN)/python -m tests.chaos --kills --json benchmarks/results/chaos_ray.json
 	$(BIN)/python -m tests.chaos --backend ray --points 18 --seed 0 --json benchmarks/results/chaos_ray_drawn.json
+
+crds:                       ## fetch the CRD files that KubeRay publishes: the tests hold the manifests against them
+	mkdir -p .crds
+	for kind in rayjobs rayservices; do curl -fsSL -o .crds/ray.io_$$kind.yaml $(CRDS)/ray.io_$$kind.yaml || exit; done
 
 lint: $(STAMP)              ## style, format and types
 	$(BIN)/ruff check .

@@ -1,18 +1,18 @@
-"""The fields of KubeRay's v1 API that the manifests use, as JSON Schema, and what the operator refuses besides.
+"""KubeRay's v1 API as JSON Schema, and what the operator refuses besides.
 
-Names, types and enumerations are those of the published API (`ray-operator/apis/ray/v1/*_types.go`, from which the CRD
-files are generated), the refusals those of the operator (`controllers/ray/utils/validation.go`), of KubeRay 1.5 to 1.7.
-What a template holds is Kubernetes' own. An unknown field is an error.
-
-The names and types of a cluster and of a service were read again in the CRD file itself
-(`helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml` at 02a80a6f, `v1`): all of them are there. No package
-ships that file, and it is not copied here: a megabyte, nearly all of it pods, which Kubernetes' own schema checks.
+Two schemas, an unknown field being an error in both. `published` reads the CRD files as KubeRay publishes them: a
+megabyte each, which no package ships and `make crds` fetches. `manifest` stands in where they are not at hand: the
+fields that our manifests use, by names, types and enumerations of the types from which those files are generated
+(`ray-operator/apis/ray/v1/*_types.go`, KubeRay 1.5 to 1.7), those of a cluster and of a service read again in
+`helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml` at 02a80a6f; what a template holds is Kubernetes' own there.
+The refusals are those of the operator (`controllers/ray/utils/validation.go`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,6 +70,28 @@ def manifest(kind: str) -> dict[str, Any]:
     """Return the schema of a manifest."""
     known = {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind}, "metadata": {"type": "object"}}
     return _fields(("apiVersion", "kind", "metadata", "spec"), spec=SPECS[kind], **known)
+
+
+def published(file: Path, version: str = "v1") -> dict[str, Any]:
+    """Return the schema by which a server checks what a CRD file describes, `kubectl apply --validate=strict` asked."""
+    whole = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (found,) = [v["schema"]["openAPIV3Schema"] for v in whole["spec"]["versions"] if v["name"] == version]
+    schema = _closed(found)
+    schema["properties"]["metadata"] = {"type": "object"}  # the server's own
+    return schema
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a structural schema with the fields that it does not name refused, where it does not keep them."""
+    closed = dict(schema)
+    if "properties" in schema:
+        closed["properties"] = {name: _closed(field) for name, field in schema["properties"].items()}
+    for part in ("items", "additionalProperties"):
+        if isinstance(schema.get(part), dict):
+            closed[part] = _closed(schema[part])
+    if schema.get("type") == "object" and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 SUFFIX = 6

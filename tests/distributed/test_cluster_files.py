@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import tomllib
@@ -215,6 +216,72 @@ def test_kuberay_manifests_have_no_field_that_the_published_apis_lack(name: str,
     reduce(getitem, (*template, "spec"), broken)["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
         _check_pod(reduce(getitem, template, broken))
+
+
+CRDS = Path(os.environ.get("LSAT_RAY_CRDS", ROOT.parent / ".crds"))
+"""Folder of the CRD files that KubeRay publishes."""
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's published CRD files are not here: make crds")
+@pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)
+def test_kuberay_manifests_pass_the_published_crds(name: str, kind: str, section: str) -> None:
+    schema = kuberay.published(CRDS / f"ray.io_{kind.lower()}s.yaml")
+    jsonschema.validate(read(name), schema)
+    for place, wrong in ((("spec", section), "authOption"), (("spec", section, "headGroupSpec", "template"), "spek")):
+        broken = read(name)
+        reduce(getitem, place, broken)[wrong] = "x"
+        with pytest.raises(jsonschema.ValidationError, match=wrong):
+            jsonschema.validate(broken, schema)
+
+
+SMALL_CRD = """
+spec:
+  versions:
+    - {name: v1alpha1, schema: {openAPIV3Schema: {type: object}}}
+    - name: v1
+      schema:
+        openAPIV3Schema:
+          type: object
+          required: [spec]
+          properties:
+            apiVersion: {type: string}
+            metadata: {type: object}
+            spec:
+              type: object
+              properties:
+                mode: {type: string, enum: [token, disabled]}
+                ports: {type: array, items: {type: object, properties: {port: {type: integer, format: int32}}}}
+                limits:
+                  type: object
+                  additionalProperties:
+                    anyOf: [{type: integer}, {type: string}]
+                    x-kubernetes-int-or-string: true
+                extra: {type: object, x-kubernetes-preserve-unknown-fields: true}
+                empty: {type: object}
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        ({"mode": "token", "ports": [{"port": 1}], "limits": {"cpu": 1, "memory": "2Gi"}, "extra": {"any": 1}}, None),
+        ({"mood": "token"}, "mood"),
+        ({"mode": "tokens"}, "tokens"),
+        ({"ports": [{"port": "1"}]}, "integer"),
+        ({"ports": [{"prot": 1}]}, "prot"),
+        ({"limits": {"cpu": [1]}}, "not valid under any"),
+        ({"empty": {"any": 1}}, "any"),
+    ],
+)
+def test_a_crd_is_read_as_a_server_reads_it(spec: dict[str, Any], refused: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "crd.yaml"
+    file.write_text(SMALL_CRD)
+    whole = {"apiVersion": "x/v1", "metadata": {"name": "x", "labels": {"a": "b"}}, "spec": spec}
+    if refused is None:
+        jsonschema.validate(whole, kuberay.published(file))
+        return
+    with pytest.raises(jsonschema.ValidationError, match=refused):
+        jsonschema.validate(whole, kuberay.published(file))
 
 
 @pytest.mark.parametrize(("name", "kind", "section"), MANIFESTS)

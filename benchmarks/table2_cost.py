@@ -20,9 +20,9 @@ With `--noise N` our way is repeated afterwards with N other seeds. `auc_sd` is 
 them; `auc_equal` says whether `auc_gap`, a difference of two runs, is within 2 sqrt(2) of these. The two ways do not
 minimise the same: ours has the loss over {No, Yes} at the answer, the code's over the vocabulary, by default on the
 whole text. `--reference-loss answer` is its other mode, for the response alone (`train_on_inputs=False`), at the same
-cost; `--loss language` gives ours the code's default. The backbone answers with Yes or No, as an instruction-tuned
-model does: one that has not learned it is taught that first by a loss over the vocabulary (`answer_mass` says how well
-it has).
+cost; `--loss language` gives ours the code's default. The backbone responds with "Yes." or "No.", as an
+instruction-tuned model does: one that has not learned it is taught that first by a loss over the vocabulary, and little
+else (`answer_mass` says how well it has).
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from transformers import DataCollatorForSeq2Seq
 
 from benchmarks.measuring import machine, matmul_peak
-from benchmarks.table2_reference import STAGES, Cost, Reference, start_seconds
+from benchmarks.table2_reference import STAGES, Cost, Reference, Row, responses, start_seconds, tokenised
 from lsat_ray import config as configs
 from lsat_ray.backbone import nano
-from lsat_ray.backbone.forward import answer_states
 from lsat_ray.backbone.load import load
 from lsat_ray.config import Experiment
-from lsat_ray.prompts.batch import Encoded, collate, plan_epoch
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.runs import steps
 from lsat_ray.runs.check import check
@@ -63,7 +62,7 @@ LAMBDAS = "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]"
 
 
 ANSWERING = 60
-"""Steps in which the backbone learns to answer with Yes or No."""
+"""Steps in which the backbone learns to respond with Yes or No."""
 
 
 def ours(run: Run) -> tuple[dict[str, float], Cost, set[str]]:
@@ -122,28 +121,33 @@ def built(config: Experiment, options: argparse.Namespace, folder: Path) -> tupl
     tokenizer = nano.build_tokenizer(nano.texts(periods.titles, samples, config.prompt.item_word), shape.vocabulary)
     model = nano.build_model(shape, tokenizer)
     model.resize_token_embeddings(options.vocabulary, mean_resizing=False)
-    encoded = Encoder(tokenizer, config.prompt, periods.titles)(samples)
-    nano.pretrain(model, tokenizer, encoded, shape)
-    mass = answering(model, [tokenizer.convert_tokens_to_ids(word) for word in ("No", "Yes")], encoded)
+    encoder = Encoder(tokenizer, config.prompt, periods.titles)
+    nano.pretrain(model, tokenizer, encoder(samples), shape)
+    mass = answering(model, tokenizer, tokenised(encoder, samples, responses(tokenizer), "answer"))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": str(folder)})}), mass
 
 
-def answering(model: Any, words: list[int], encoded: Encoded) -> float:
-    """Train a backbone to answer with one of two words out of its vocabulary; return what it gives both at the end."""
-    answers = torch.tensor(words)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+def answering(model: Any, tokenizer: Any, rows: list[Row]) -> float:
+    """Train a backbone to give one of the two responses, to their end, out of its whole vocabulary.
+
+    Returns:
+        The probability of Yes and No together on the last batch.
+    """
+    end = responses(tokenizer)
+    size, words = len(end[0]), torch.tensor([one[0] for one in end])
+    collate, order = DataCollatorForSeq2Seq(tokenizer, padding=True), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    mass, plan, order = torch.zeros(()), list[np.ndarray](), np.random.default_rng(0)
+    mass = torch.zeros(())
     model.train()
     for _ in range(ANSWERING):
-        plan = plan or plan_epoch(encoded, 32, order)
-        batch = collate(encoded, plan.pop())
-        logits = head(answer_states(decoder, batch))
-        mass = logits.detach().softmax(-1)[:, answers].sum(1).mean()
+        batch = collate([rows[i] for i in order.choice(len(rows), 32, replace=False)])
+        ids = batch["input_ids"]
+        found = model(ids, attention_mask=batch["attention_mask"], logits_to_keep=size + 1).logits[:, :-1]
+        mass = found[:, 0].detach().softmax(-1)[:, words].sum(1).mean()
         optimizer.zero_grad()
-        functional.cross_entropy(logits, answers[batch.label.long()]).backward()
+        functional.cross_entropy(found.flatten(0, 1), ids[:, -size:].flatten()).backward()
         optimizer.step()
     model.eval()
     return float(mass)

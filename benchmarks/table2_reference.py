@@ -38,6 +38,7 @@ from lsat_ray.adapters.merge import PARAMETER_MERGES
 from lsat_ray.adapters.spec import AdapterSpec
 from lsat_ray.backbone.load import Backbone
 from lsat_ray.data.periods import Slice
+from lsat_ray.data.windows import Samples
 from lsat_ray.evaluation.metrics import auc, auc_or_log_loss
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.runs import steps
@@ -49,6 +50,8 @@ from lsat_ray.strategies.graph import closure
 STAGES = ("train", "search", "score")
 Seconds = np.ndarray
 """Wall clock and processor time, float64 [2]."""
+Row = dict[str, list[int]]
+"""A tokenised text: `input_ids`, `attention_mask`, `labels`."""
 
 
 def now() -> Seconds:
@@ -92,6 +95,23 @@ class Cost:
         return {name: float(spent[clock]) for name, spent in self.stages.items()}
 
 
+def responses(tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of No and of Yes with what ends them, as many of each."""
+    found = [[*tokenizer.encode(a, add_special_tokens=False), tokenizer.eos_token_id] for a in ("No.", "Yes.")]
+    assert len(found[0]) == len(found[1]) and tokenizer.padding_side == "left"
+    return found
+
+
+def tokenised(encoder: Encoder, samples: Samples, end: list[list[int]], over: str) -> list[Row]:
+    """Return prompts with their responses, as the collator wants them; the loss is `over` them as `Reference` says."""
+    rows = []
+    for prompt, label in zip(encoder.prompt_ids(samples), samples.label, strict=True):
+        ids = prompt + end[int(label)]
+        quiet = len(prompt) if over == "answer" else 0
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * quiet + ids[quiet:]})
+    return rows
+
+
 class Reference:
     """The way of the paper's code."""
 
@@ -113,9 +133,7 @@ class Reference:
         base.config.use_cache = False
         self.encoder = Encoder(self.tokenizer, run.config.prompt, run.periods.titles)
         self.answers = [self.tokenizer.convert_tokens_to_ids(word) for word in ("No", "Yes")]
-        eos = self.tokenizer.eos_token_id
-        self.end = [[*self.tokenizer.encode(a, add_special_tokens=False), eos] for a in ("No.", "Yes.")]
-        assert len(self.end[0]) == len(self.end[1]) and self.tokenizer.padding_side == "left"
+        self.end = responses(self.tokenizer)
 
     def table(self) -> dict[str, float]:
         """Return the mean AUC of every row, each row trained and scored on its own."""
@@ -178,16 +196,9 @@ class Reference:
             margin, _ = self._trainer([], [], per_device_eval_batch_size=32).predict(self._rows([s])).predictions
             return np.asarray(margin)
 
-    def _rows(self, slices: Sequence[Slice]) -> list[dict[str, list[int]]]:
-        """Return prompts with their answers, tokenised, as the collator wants them."""
-        rows = []
-        for samples in (self.run.periods.rows(*s) for s in slices):
-            for prompt, label in zip(self.encoder.prompt_ids(samples), samples.label, strict=True):
-                ids = prompt + self.end[int(label)]
-                quiet = len(prompt) if self.over == "answer" else 0
-                labels = [-100] * quiet + ids[quiet:]
-                rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-        return rows
+    def _rows(self, slices: Sequence[Slice]) -> list[Row]:
+        samples = (self.run.periods.rows(*s) for s in slices)
+        return [row for some in samples for row in tokenised(self.encoder, some, self.end, self.over)]
 
     def _fit(self, spec: AdapterSpec, own: dict[str, Adapter]) -> Adapter:
         """Train as train.py does, and return the weights of the best validation."""

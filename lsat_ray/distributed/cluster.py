@@ -15,7 +15,7 @@ from lsat_ray.errors import LsatError
 LOST = "the cluster's head does not answer; give the same command again"
 PAUSE_S = 5.0
 """Seconds between two looks at the head."""
-LOOK_S = 15.0
+LOOK_S = 20.0
 """Seconds that the head has to answer."""
 WATCHER = "watches the head"
 """Name of the thread that looks."""

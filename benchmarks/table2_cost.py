@@ -19,8 +19,8 @@ that both end. Factors are of processor time: `sharing` is all trainings of the 
 With `--noise N` our way is repeated afterwards with N other seeds. `auc_sd` is a row's standard deviation over all of
 them; `auc_equal` says whether `auc_gap`, a difference of two runs, is within 2 sqrt(2) of these. The two ways do not
 minimise the same: ours has the loss over {No, Yes} at the answer, the code's over the vocabulary, by default on the
-whole text. `--reference-loss answer` is its other mode, for the response alone (`train_on_inputs=False`), at the same
-cost; `--loss language` gives ours the code's default. The backbone responds with "Yes." or "No.", as an
+whole text. `--reference-loss answer` is its other mode, for the response alone (`train_on_inputs=False`), of as many
+logits; `--loss language` gives ours the code's default. The backbone responds with "Yes." or "No.", as an
 instruction-tuned model does: one that has not learned it is taught that first by a loss over the vocabulary, and little
 else (`answer_mass` says how well it has).
 """

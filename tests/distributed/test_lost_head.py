@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import rayless
+from desks import eventually
 
 from lsat_ray.distributed.cluster import LOST
 from tests.chaos.harness import WHOLE, Place, attempt, compare
@@ -58,12 +60,20 @@ def test_a_driver_that_waits_ends_with_one_line_and_takes_its_cluster_along() ->
         said, _ = driver.communicate(timeout=240)
     assert driver.returncode == 2
     assert said == f"error: {LOST}\n"
-    assert raylet and not Path(f"/proc/{raylet}").exists()
+    assert raylet
+    eventually("its raylet is gone", lambda: not running(raylet))
 
 
-def strike(run: Path, pid: int, now: object) -> None:
+def running(pid: int) -> bool:
+    """Return whether a process is there and no zombie, which has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def strike(run: Path, pid: int, now: Callable[[Path], bool]) -> None:
     """Kill the head once it is time."""
-    assert callable(now)
     while not (process_of(pid, "gcs_server") and now(run)):
         assert Path(f"/proc/{pid}").exists(), "the run has ended before it was time"
         time.sleep(0.05)
@@ -73,7 +83,7 @@ def strike(run: Path, pid: int, now: object) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("now", [training, lambda run: arrived(run) >= 4], ids=["training", "late"])
-def test_a_replay_that_loses_its_head_goes_on_by_the_same_command(tmp_path: Path, now: object) -> None:
+def test_a_replay_that_loses_its_head_goes_on_by_the_same_command(tmp_path: Path, now: Callable[[Path], bool]) -> None:
     undisturbed(tmp_path)
     place = Place(tmp_path, "ray", 18630)
     assert attempt(place, "struck", meanwhile=lambda pid: strike(place.folder("struck"), pid, now)) == 2

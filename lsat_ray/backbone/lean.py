@@ -20,6 +20,7 @@ from lsat_ray.backbone.attention import attend
 from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.backbone.gated import mix, unmix
 from lsat_ray.backbone.pointwise import norm, rotate
+from lsat_ray.backbone.reordered import Reordered, reordered
 from lsat_ray.backbone.states import PrefixStates
 from lsat_ray.prompts.batch import Batch
 
@@ -261,7 +262,7 @@ def linears(modules: Sequence[Any], x: torch.Tensor, keys: torch.Tensor | None =
                 if (mixing := getattr(module.lora_A[name], "mixing", None)) is not None:
                     gate, factors = mixing.weights(), mixing.factors
         weights += [base.weight, base.bias, a, b, gate]
-        how.append((scale, factors))
+        how.append((scale, factors, reordered(base)))
     return list(_Linears.apply(x, how, *weights))
 
 
@@ -286,19 +287,19 @@ class _Linears(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, how: list[tuple[float, bool]], *weights: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, how: list[tuple[float, bool, Reordered | None]], *weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         ctx.how = how
         outputs, lows = [], []
-        for number, (s, factors) in enumerate(how):
+        for number, (s, factors, copies) in enumerate(how):
             w, c, a, b, gate = weights[5 * number : 5 * number + 5]
             low = None
             if w is not None and a is not None and b is not None and _apart(w, a, gate):
                 low = functional.linear(x, a.to(x.dtype))
                 mixed = low if gate is None else mix(low, gate, factors)
-                outputs.append(functional.linear(x, w, c).addmm_(mixed, b.to(x.dtype).t(), alpha=s))
+                outputs.append(_product(x, w, c, copies).addmm_(mixed, b.to(x.dtype).t(), alpha=s))
             else:
-                outputs.append(functional.linear(x, _whole(w, a, b, s), c))
+                outputs.append(_product(x, _whole(w, a, b, s), c, copies if a is None else None))
             lows.append(low)
         adapted = any(a is not None for a in weights[2::5])
         ctx.save_for_backward(x if adapted else None, *weights, *lows)
@@ -312,13 +313,16 @@ class _Linears(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         total: torch.Tensor | None = None
         found: list[torch.Tensor | None] = [None] * len(weights)
-        for number, (grad, (scale, factors)) in enumerate(zip(grads, ctx.how, strict=True)):
+        for number, (grad, (scale, factors, copies)) in enumerate(zip(grads, ctx.how, strict=True)):
             at = 5 * number
             w, _, a, b, gate = weights[at : at + 5]
             apart, low = _apart(w, a, gate), lows[number]
             if ctx.needs_input_grad[0]:
-                whole = w if apart else _whole(w, a, b, scale)
-                total = grad @ whole if total is None else total.addmm_(grad, whole)
+                if copies and (apart or a is None):
+                    total = copies.backward(grad, total)
+                else:
+                    whole = w if apart else _whole(w, a, b, scale)
+                    total = grad @ whole if total is None else total.addmm_(grad, whole)
             if a is None:
                 continue
             if apart or wanted[at + 2]:
@@ -336,6 +340,10 @@ class _Linears(torch.autograd.Function):
                     mixed = low if gate is None else mix(low, gate, factors)
                     found[at + 3] = (grad.t() @ mixed).to(b.dtype).mul_(scale)
         return total, None, *found
+
+
+def _product(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor | None, copies: Reordered | None) -> torch.Tensor:
+    return copies.forward(x, c) if copies else functional.linear(x, w, c)
 
 
 def _apart(weight: torch.Tensor | None, a: torch.Tensor | None, gate: torch.Tensor | None) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lsat_ray.backbone.attention import attend
+from lsat_ray.backbone.attention import attend, unseen
 from lsat_ray.backbone.dropout import token_keys, use
 from lsat_ray.backbone.gated import mix, unmix
 from lsat_ray.backbone.pointwise import norm, rotate
@@ -48,9 +48,11 @@ class _Plan(NamedTuple):
     sin: torch.Tensor
     """[T, 1, d / 2]."""
     mask: torch.Tensor
-    """float [C B or 1, 1, L, P + L], 0 where query sees key, minus infinity elsewhere."""
+    """float [C B or 1, 1, L, P + L + G], 0 where query sees key, minus infinity elsewhere."""
     ahead: torch.Tensor | None
     """float [1, 1, P - K, P] likewise, of the prefix's own queries; None for plain causal (K = 0)."""
+    gap: torch.Tensor
+    """[1, 1, G, d], keys and values that no query sees, so that `attend` has a number of keys that it is fast with."""
     keys: torch.Tensor | None
     """int64 [T], what dropout knows the tokens by; None where nothing is dropped."""
 
@@ -106,7 +108,8 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int, known: int) 
         seen = torch.cat([seen.new_ones(width, prefix), seen], dim=1)[None, None]
     else:
         seen = batch.mask
-    mask, keys = _additive(seen, x.dtype), token_keys(batch)
+    gap = x.new_zeros(1, 1, unseen(prefix + width, x), 2 * cos.shape[-1])
+    mask, keys = functional.pad(_additive(seen, x.dtype), (0, gap.shape[2]), value=float("-inf")), token_keys(batch)
     ahead = None
     if 0 < known < prefix:
         column = torch.arange(prefix, device=device)
@@ -115,7 +118,7 @@ def _plan(decoder: Any, batch: Batch, x: torch.Tensor, copies: int, known: int) 
         cos, sin = cos.repeat(copies, 1, 1), sin.repeat(copies, 1, 1)
         mask = mask if len(mask) == 1 else mask.repeat(copies, 1, 1, 1)
         keys = None if keys is None else keys.repeat(copies)
-    return _Plan(copies, prefix, known, rows, width, cos, sin, mask, ahead, keys)
+    return _Plan(copies, prefix, known, rows, width, cos, sin, mask, ahead, gap, keys)
 
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -123,7 +126,7 @@ def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _slots(batch: Batch, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the token of every query slot [C B, A], its mask rows [C B, 1, A, P + L], each answer's slot [C N]."""
+    """Return the token of every query slot [C B, A], its mask rows [C B, 1, A, P + L + G], each answer's slot [C N]."""
     row, column = batch.answer[:, 0], batch.answer[:, 1]
     count = torch.bincount(row, minlength=plan.rows)
     number = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
@@ -229,14 +232,13 @@ def _rows(x: torch.Tensor, plan: _Plan) -> torch.Tensor:
 
 
 def _joined(key: _Parts, value: _Parts, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values [C B, heads, P + L, d]: the prefix's stand before each row's own."""
-    if not plan.prefix:
-        return _rows(key[1], plan), _rows(value[1], plan)
+    """Return keys and values [C B, heads, P + L + G, d]: the prefix's stand before each row's own, the gap behind."""
     both = []
     for before, own in (key, value):
-        shared = before.transpose(1, 2)[:, None].expand(-1, plan.rows, -1, -1, -1)
         rows = own.view(plan.copies, plan.rows, plan.width, *own.shape[2:]).transpose(2, 3)
-        both.append(torch.cat([shared, rows], dim=3).flatten(0, 1))
+        shared = before.transpose(1, 2)[:, None].expand(-1, plan.rows, -1, -1, -1)
+        gap = plan.gap.expand(*rows.shape[:3], -1, -1)
+        both.append(torch.cat([shared, rows, gap], dim=3).flatten(0, 1))
     return both[0], both[1]
 
 

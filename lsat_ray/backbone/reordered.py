@@ -22,6 +22,7 @@ class Reordered:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self._weight, self._version, self._place = weight, weight._version, weight.data_ptr()
+        self.size = 2 * weight.nbytes
 
     def valid(self, weight: torch.Tensor) -> bool:
         """Return whether this is of the weight as it is now."""
@@ -56,7 +57,8 @@ def reordered(module: Any) -> Reordered | None:
         return None
     found = _held.get(module)
     if module not in _held or (found and not found.valid(weight)):
-        bytes_held = sum(4 * m.weight.numel() for m, copies in _held.items() if copies and m is not module)
-        found = Reordered(weight.detach()) if bytes_held + 4 * weight.numel() <= HELD else None
+        held = sum(copies.size for other, copies in _held.items() if copies and other is not module)
+        copies = Reordered(weight.detach())
+        found = copies if held + copies.size <= HELD else None
         _held[module] = found
     return found

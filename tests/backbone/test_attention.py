@@ -80,3 +80,19 @@ def test_in_bfloat16_scoring_goes_by_products_too(masked: bool, monkeypatch: pyt
         monkeypatch.setattr(functional, "scaled_dot_product_attention", None)
         ours = attention.attend(*tensors, mask, 0.3)
     assert (ours.float() - truth).norm() < 2 * (theirs.float() - truth).norm() + 2e-3 * truth.norm()
+
+
+def test_keys_that_no_query_sees_change_nothing() -> None:
+    """In bfloat16 on a CPU they bring the number to whole registers; nowhere else are there any."""
+    tensors, mask = inputs(1, torch.bfloat16)
+    key = tensors[1]
+    more = attention.unseen(key.shape[2], key)
+    assert (key.shape[2] + more, more) == (32, 23)
+    assert attention.unseen(64, key) == attention.unseen(9, key.float()) == attention.unseen(9, key.to("meta")) == 0
+    alone = attention.attend(*tensors, mask, 0.3)
+    query, wide = tensors[0], [functional.pad(t, (0, 0, 0, more)) for t in tensors[1:]]
+    padded = attention.attend(query, *wide, functional.pad(mask, (0, more), value=float("-inf")), 0.3)
+    torch.testing.assert_close(padded, alone, rtol=0, atol=2**-6)
+    pull = torch.randn(alone.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for one, two in zip(*(torch.autograd.grad(out, tensors, pull) for out in (padded, alone)), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=2**-5)

@@ -158,7 +158,8 @@ def throughput(shape: str) -> Callable[[Bench], dict[str, Any]]:
     def part(bench: Bench) -> dict[str, Any]:
         options, ground = bench.options(shape), bench.ground(shape)
         found = train_throughput.methods(ground, levers=False)
-        peak = train_throughput.measure(found, ground, options.rounds, options.seconds, 256 if bench.toy else None)
+        turns = train_throughput.here(found, ground.device)
+        peak = train_throughput.measure(found, turns, ground, options, 256 if bench.toy else None)
         tree = train_throughput.report(found, ground, options, peak)
         tree["memory"] = memory(ground, tree["methods"]["exact"]["peak_mib"])
         return tree

@@ -9,7 +9,9 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ def matmul_peak(
         a @ b
         best = max(best, 2.0 * size**3 / (clock(device) - start))
     return best
+
+
+def own_process(start: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
+    """Return a pool of one fresh process: what runs there has a heap of its own. `start(*given)` is its first call."""
+    return ProcessPoolExecutor(1, get_context("spawn"), start, given)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,11 @@ import torch
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq
 
-from benchmarks.measuring import machine, matmul_peak
+from benchmarks.measuring import machine, matmul_peak, own_process
 from benchmarks.table2_reference import STAGES, Cost, Reference, Row, responses, start_seconds, tokenised
 from lsat_ray import config as configs
 from lsat_ray.backbone import nano
-from lsat_ray.backbone.load import load
+from lsat_ray.backbone.load import dtype_of, load
 from lsat_ray.config import Experiment
 from lsat_ray.prompts.encode import Encoder
 from lsat_ray.runs import steps
@@ -153,29 +154,48 @@ def answering(model: Any, tokenizer: Any, rows: list[Row]) -> float:
     return float(mass)
 
 
+def ours_alone(config: Experiment, root: Path) -> tuple[dict[str, float], Cost, set[str]]:
+    """Return what `ours` does, in a process that does nothing else."""
+    torch.set_num_threads(config.engine.threads)
+    import sklearn.metrics  # noqa: F401  (both ways need it, and neither pays for its import)
+
+    with opened(config, root, LocalBackend(config), print, serve=False) as run:
+        return ours(run)
+
+
+def reference_alone(config: Experiment, root: Path, dtype: str, over: str) -> tuple[dict[str, float], Cost]:
+    """Return every row's mean AUC and the costs of the reference way, in a process that does nothing else."""
+    torch.set_num_threads(config.engine.threads)
+    import sklearn.metrics  # noqa: F401
+
+    with opened(config, root, LocalBackend(config), print, serve=False) as run:
+        backbone = load(config.backbone.model_copy(update={"dtype": dtype}), Path(str(config.backbone.path)))
+        reference = Reference(run, backbone, over, root / "trainer")
+        return reference.table(), reference.cost
+
+
+def alone(do: Callable[..., Any], *given: Any) -> Any:
+    """Return `do(*given)`, called in a fresh process: neither way meets the memory that the other leaves."""
+    with own_process() as pool:
+        return pool.submit(do, *given).result()
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run both ways and return the tree that is written."""
     torch.set_num_threads(options.threads)
-    import sklearn.metrics  # noqa: F401  (both ways need it; the first would pay for its import)
-
     config = asked = settings(options)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         weights = root / "backbone"
         config, mass = built(config, options, weights)
-        with opened(config, root, LocalBackend(config), print, serve=False) as run:
-            mine, cost, digests = ours(run)
-            dtype = options.reference_dtype or run.config.backbone.dtype
-            backbone = load(run.config.backbone.model_copy(update={"dtype": dtype}), weights)
-            reference = Reference(run, backbone, options.reference_loss, root / "trainer")
-            theirs = reference.table()
-            start = start_seconds(weights)
+        mine, cost, digests = alone(ours_alone, config, root / "ours")
+        dtype = options.reference_dtype or dtype_of(config.backbone)
+        theirs, other = alone(reference_alone, config, root / "reference", dtype, options.reference_loss)
+        start = start_seconds(weights)
         others = []
         for seed in range(1, 1 + options.noise):
             again = config.model_copy(update={"seeds": (seed,), "name": f"{config.name}{seed}"})
-            with opened(again, root, LocalBackend(again), print, serve=False) as run:
-                others.append(ours(run)[0])
-    other = reference.cost
+            others.append(alone(ours_alone, again, root / "ours")[0])
     assert {digest for name, digest in other.jobs if name == "train"} == digests, "both ways train the same adapters"
     wall, cpu = other.total / cost.total
     wall_once, cpu_once = other.once(*STAGES) / cost.total

@@ -30,6 +30,8 @@ Shape = dict[str, int]
 Spent = tuple[int, int, float, float]
 Round = Callable[[float], Spent]
 """At least so many seconds -> targets, tokens computed, seconds, seconds of processor time."""
+Turn = Callable[[float], tuple[Spent, float]]
+"""The same -> what a round spent, and the peak of memory in MiB (`measuring.peak_memory`)."""
 SHAPES: dict[str, Shape] = {
     "toy": {"hidden": 32, "layers": 2, "heads": 4, "kv": 4, "mlp": 64, "vocabulary": 1000},
     "nano": {"hidden": 64, "layers": 2, "heads": 4, "kv": 4, "mlp": 168, "vocabulary": 768},
@@ -47,7 +49,7 @@ LAYOUTS = {
 
 @dataclass
 class Ground:
-    """What all methods share."""
+    """What the methods of one process share."""
 
     shape: Shape
     device: torch.device

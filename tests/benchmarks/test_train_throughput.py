@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from benchmarks import train_throughput
-from benchmarks.measuring import machine, matmul_peak
+from benchmarks.measuring import machine, matmul_peak, own_process
+from benchmarks.training_rounds import prepare
 
 KEYS = {"exact_ratio", "shared_ratio", "stream_ratio", "auc_gap", "mfu"}
 LEVERS = {
@@ -37,6 +39,19 @@ def test_toy_run(dtype: str, tmp_path: Path) -> None:
     assert all(tree[k] > 0 for k in (KEYS | LEVERS) - {"auc_gap"})
     assert tree["tokens"]["stream"]["tokens_per_target"] < tree["tokens"]["exact"]["tokens_per_target"]
     assert "| trainer | " in out.with_suffix(".md").read_text()
+
+
+def test_each_method_has_a_process_of_its_own() -> None:
+    """Only the levers share one: what a method leaves in a heap made the rival slower, and counted as its memory."""
+    words = ["--shape", "toy", "--rows", "160", "--batch", "8", "--dtype", "bfloat16", "--device", "cpu"]
+    options = train_throughput.parse(words)
+    found = train_throughput.methods(prepare(options), levers=True)
+    with train_throughput.apart(found, options) as turns:
+        pools = {name: id(turn.args[0]) for name, turn in turns.items()}  # type: ignore[attr-defined]
+    own = {"trainer", "trainer_bf16", "exact", "shared", "stream"}
+    assert own < set(pools) and len({pools[name] for name in own}) == 5 and len(set(pools.values())) == 6
+    with own_process() as one, own_process() as other:
+        assert len({os.getpid(), *(pool.submit(os.getpid).result() for pool in (one, other, one))}) == 3
 
 
 def test_the_work_that_is_counted() -> None:

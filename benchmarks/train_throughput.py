@@ -9,9 +9,9 @@ tokenizer is a BPE of the log's own prompts, the vocabulary is padded to the sha
 default, and in bfloat16. Every method is run in every round; figures are medians over rounds.
 
 On a CPU every method has a process of its own, and with it a heap of its own: in one process the rival, which asks the
-system for 400 MB of logits at every step, became slower the more ours had left behind (12.3 to 8 targets/s). Half of
-its time goes into memory that is new to the process; with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000` in
-the environment glibc keeps what it has, and that cost is gone.
+system for some hundred MB of logits at every step, became slower the more ours had left behind. Its figures hold what
+it spends on memory that is new to its process. `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000` in the
+environment makes glibc keep what it has, and that cost goes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lsat_ray.adapters.lora import AdaptedBackbone
-from lsat_ray.backbone import attention
+from lsat_ray.backbone import attention, reordered
 from lsat_ray.backbone.forward import PIECE
 from lsat_ray.backbone.load import Backbone, outline, pick_device
 from lsat_ray.config import BackboneConfig, EngineConfig, Experiment, LoraSettings, PromptConfig, Recipe
@@ -31,7 +31,8 @@ class Estimate:
     """Bytes that one worker needs in a training step."""
 
     frozen: int
-    """Weights of the backbone; under ZeRO-3 a shard of them, from loading on, and the layer whose turn it is."""
+    """Weights of the backbone, with their copies in the kernel's order (`backbone/reordered.py`); under ZeRO-3 a shard
+    of them, from loading on, and the layer whose turn it is."""
     trained: int
     """Adapter weights, gradients and AdamW's moments, in float32."""
     activations: int
@@ -67,6 +68,10 @@ def estimate(
     layers = config.num_hidden_layers
     if stage == 3:
         frozen = frozen // world + max(frozen // layers, *sizes)  # the embedding may be larger than a layer
+    first = next(p for p in model.parameters() if id(p) not in slot)
+    cpu = (model.device.type if model.device.type != "meta" else "cuda" if engine.gpus else "cpu") == "cpu"
+    if cpu and first.dtype == torch.bfloat16 and stage < 3:
+        frozen += min(2 * frozen, reordered.HELD)
     weights, gradients, moments = 4 * adapter, 4 * adapter, 8 * adapter
     if stage >= 1:
         moments //= world
@@ -74,10 +79,10 @@ def estimate(
         gradients //= world
     if stage >= 3:
         weights //= world
-    width = next(p for p in model.parameters() if id(p) not in slot).element_size()
+    width = first.element_size()
     tokens = -(-recipe.batch_size // (world * engine.micro_batches)) * prompt.max_tokens
     layer = _layer(config, tokens * width)  # and on a CPU its attention weights
-    if (model.device.type if model.device.type != "meta" else "cuda" if engine.gpus else "cpu") in attention.KEEPING:
+    if cpu:
         layer += min(attention.KEPT, tokens * width * prompt.max_tokens * config.num_attention_heads)
     kept = layers * tokens * width * config.hidden_size + layer if engine.checkpointing else layers * layer
     if recipe.loss == "language":  # logits of a piece, their softmax and their gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from shapes import shape, shipped
 from workbench import Workbench
 
+from lsat_ray.backbone import reordered
 from lsat_ray.config import EngineConfig, Experiment, PromptConfig, Recipe
 from lsat_ray.errors import LsatError
 from lsat_ray.prompts.batch import collate
@@ -68,6 +70,24 @@ def test_the_estimate_is_above_what_a_step_keeps(bench: Workbench, checkpointing
     truth = kept(bench.model, collate(bench.train, rows))
     assert truth < need
     assert checkpointing or need < 4 * truth
+
+
+def test_copies_in_the_kernels_order_are_counted(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bfloat16 backbone on a CPU there are two more of each weight, up to what a process holds."""
+    half = copy.deepcopy(bench.model).bfloat16()
+
+    def whole() -> int:
+        return sum(p.nbytes for n, p in half.named_parameters() if ".lora_" not in n)
+
+    def frozen(gpus: float = 0.0) -> int:
+        engine = EngineConfig(workers=1, gpus=gpus)
+        return estimate(half, engine, Recipe(), PROMPT, 0).frozen
+
+    assert frozen() == 3 * whole()
+    monkeypatch.setattr(reordered, "HELD", 1000)
+    assert frozen() == whole() + 1000
+    half.to("meta")
+    assert frozen(gpus=1.0) == whole()
 
 
 # A described machine: nothing is loaded, and no GPU is here.

@@ -7,6 +7,7 @@ take a tenth to a quarter less time, with the same bits.
 from __future__ import annotations
 
 from functools import cached_property
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,6 +49,8 @@ class Reordered:
 
 
 _held: WeakKeyDictionary[nn.Module, Reordered | None] = WeakKeyDictionary()
+_turn = Lock()
+"""Held by a thread that looks one up: another one's new entry would end its count of what is held."""
 
 
 def reordered(module: Any) -> Reordered | None:
@@ -55,10 +58,11 @@ def reordered(module: Any) -> Reordered | None:
     weight = module.weight
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
-    found = _held.get(module)
-    if module not in _held or (found and not found.valid(weight)):
-        held = sum(copies.size for other, copies in _held.items() if copies and other is not module)
-        copies = Reordered(weight.detach())
-        found = copies if held + copies.size <= HELD else None
-        _held[module] = found
+    with _turn:
+        found = _held.get(module)
+        if module not in _held or (found and not found.valid(weight)):
+            held = sum(copies.size for other, copies in _held.items() if copies and other is not module)
+            copies = Reordered(weight.detach())
+            found = copies if held + copies.size <= HELD else None
+            _held[module] = found
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -52,3 +55,16 @@ def test_float32_is_multiplied_as_it_is_and_memory_is_bounded(monkeypatch: pytes
     assert reordered.reordered(made[0]) is not None
     x = torch.randn(3, 40).bfloat16()
     assert torch.equal(linears([made[2]], x)[0], made[2](x))
+
+
+def test_threads_may_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one adds while another counts what is held ends neither."""
+    monkeypatch.setattr(reordered, "_held", type(reordered._held)())
+    made = [layer((4, 4)) for _ in range(1000)]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(reordered.reordered, made + made))
+    finally:
+        sys.setswitchinterval(switch)

@@ -8,10 +8,10 @@ tokenizer is a BPE of the log's own prompts, the vocabulary is padded to the sha
 `--dtype auto` is bfloat16 where the device multiplies it natively; the rival is then measured twice, in float32, its
 default, and in bfloat16. Every method is run in every round; figures are medians over rounds.
 
-On a CPU every method has a process of its own, and with it a heap of its own: in one process the rival, which asks the
-system for some hundred MB of logits at every step, became slower the more ours had left behind. Its figures hold what
-it spends on memory that is new to its process. `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000` in the
-environment makes glibc keep what it has, and that cost goes.
+On a CPU every method has a process of its own: in one process the rival, which asks the system for some hundred MB of
+logits at every step, became slower from round to round. Its figures still hold what new memory costs it, and that
+depends on what else has used the machine's. `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000` in the environment
+makes glibc keep what it has, and that cost goes.
 """
 
 from __future__ import annotations
